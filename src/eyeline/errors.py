@@ -1,0 +1,19 @@
+"""The one kind of error a user sees: what was given, what was expected, the nearest valid choice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class InputError(ValueError):
+    """The caller gave something that cannot work. Raised before any training starts."""
+
+
+def unknown(kind: str, given: object, choices: Iterable[str], *, shown: int = 30) -> InputError:
+    """Build the error for a name that is not among ``choices``, with the nearest one suggested."""
+    names = sorted(choices)
+    near = get_close_matches(str(given), names, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ";"
+    listed = ", ".join(names[:shown]) + (", ..." if len(names) > shown else "")
+    return InputError(f"unknown {kind} {given!r}{hint} ({listed})")

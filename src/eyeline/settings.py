@@ -1,0 +1,110 @@
+"""The settings every training verb shares. No heavy import: the command line reads this file."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from eyeline.errors import InputError, unknown
+
+
+def _setting(default: Any, doc: str) -> Any:
+    return field(default=default, metadata={"doc": doc})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train: data, optimisation, reproducibility, hardware. The defaults are the CIFAR recipe of
+    Zagoruyko & Komodakis (2017): SGD 0.1, momentum 0.9, weight decay 5e-4, batch 128, 200 epochs,
+    learning rate x 0.2 at 30, 60 and 80 % of training."""
+
+    # data
+    train_size: int | None = _setting(None, "use only this many training images, balanced over the classes")
+    validation_size: int | None = _setting(
+        None, "training images held out for validation where the data has no validation split (default: 10 %%)"
+    )
+    augmentation: Literal["auto", "crop+flip", "flip", "none", "resized-crop"] = _setting(
+        "auto",
+        "crop+flip: reflect-pad 4, random crop, horizontal flip; resized-crop: as on ImageNet; "
+        "auto: crop+flip for images in memory, resized-crop for folders",
+    )
+    image_size: int | None = _setting(None, "side in pixels to which images of a folder are cropped (default: 224)")
+    workers: int | None = _setting(None, "processes that decode images of a folder (default: one a core)")
+    skip_bad_images: bool = _setting(False, "leave out unreadable images of a folder, and count them")
+    data_root: str | None = _setting(None, "folder where data sets lie, or are downloaded to")
+    download: bool = _setting(False, "download a data set that is not there (its checksum is verified)")
+
+    # optimisation
+    epochs: int = _setting(200, "passes over the training images")
+    batch_size: int = _setting(128, "images a step, over all devices")
+    optimizer: Literal["sgd", "adamw"] = _setting("sgd", "sgd (momentum, no Nesterov) or adamw")
+    learning_rate: float | None = _setting(None, "peak learning rate (default: 0.1 for sgd, 0.001 for adamw)")
+    momentum: float = _setting(0.9, "momentum of sgd")
+    weight_decay: float | None = _setting(None, "weight decay (default: 5e-4 for sgd, 0.05 for adamw)")
+    schedule: Literal["auto", "step", "cosine", "constant"] = _setting(
+        "auto", "learning rate over training; auto: step for sgd, cosine for adamw"
+    )
+    milestones: tuple[float, ...] = _setting((0.3, 0.6, 0.8), "step: where the rate drops, as fractions of training")
+    gamma: float = _setting(0.2, "step: factor of the rate at each milestone")
+    warmup_epochs: float = _setting(0.0, "epochs over which the rate rises linearly from 0")
+
+    # reproducibility
+    seed: int = _setting(0, "seed of initialisation, order and (unless view_seed is given) views")
+    view_seed: int | None = _setting(None, "seed of the augmentation (default: seed)")
+    split_seed: int = _setting(0, "seed of the validation split and of train_size, the same for all runs of a study")
+
+    # hardware
+    accelerator: str = _setting("auto", "cpu, cuda, mps, auto")
+    devices: int | str = _setting("auto", "number of devices (default: 1 on a CPU, all GPUs otherwise)")
+    precision: Literal["auto", "float32", "bf16"] = _setting("auto", "auto: bf16 autocast where the hardware has it")
+    compile: Literal["auto", "on", "off"] = _setting("auto", "torch.compile of both networks")
+
+    # the run
+    checkpoint_every: int | None = _setting(None, "steps between checkpoints (default: at the end of each epoch)")
+    validate_every: int = _setting(1, "epochs between validations; the last epoch is always validated")
+    progress: bool = _setting(True, "show a progress bar")
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values before any work starts."""
+
+        def need(ok: bool, name: str, expected: str) -> None:
+            if not ok:
+                raise InputError(f"{name} is {getattr(self, name)!r}; expected {expected}")
+
+        for name in ("epochs", "batch_size", "validate_every"):
+            value = getattr(self, name)
+            need(isinstance(value, int) and value >= 1, name, "a whole number of at least 1")
+        for name in ("train_size", "validation_size", "image_size", "checkpoint_every"):
+            value = getattr(self, name)
+            need(value is None or (isinstance(value, int) and value >= 1), name, "a whole number of at least 1")
+        need(self.learning_rate is None or self.learning_rate > 0, "learning_rate", "a number above 0")
+        need(self.weight_decay is None or self.weight_decay >= 0, "weight_decay", "a number of at least 0")
+        need(0 <= self.momentum < 1, "momentum", "a number in [0, 1)")
+        need(all(0 < m < 1 for m in self.milestones), "milestones", "fractions of training between 0 and 1")
+        need(0 < self.gamma <= 1, "gamma", "a factor in (0, 1]")
+        need(self.warmup_epochs >= 0, "warmup_epochs", "a number of at least 0")
+        need(self.workers is None or self.workers >= 0, "workers", "a whole number of at least 0")
+        for f in dataclasses.fields(self):
+            choices = _literal(f)
+            if choices and getattr(self, f.name) not in choices:
+                raise unknown(f.name, getattr(self, f.name), choices)
+
+    @classmethod
+    def of(cls, **values: Any) -> Settings:
+        """Make settings from keywords; an unknown name is an error with the nearest one."""
+        names = {f.name for f in dataclasses.fields(cls)}
+        for name in values:
+            if name not in names:
+                raise unknown("setting", name, names)
+        if "milestones" in values:
+            values["milestones"] = tuple(values["milestones"])
+        return cls(**values)
+
+
+def _literal(f: dataclasses.Field[Any]) -> tuple[str, ...]:
+    """The choices of a field annotated with Literal, else nothing."""
+    from typing import get_args, get_type_hints
+
+    hint = get_type_hints(Settings)[f.name]
+    return tuple(a for a in get_args(hint) if isinstance(a, str)) if "Literal" in str(hint) else ()
