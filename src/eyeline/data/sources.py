@@ -1,0 +1,612 @@
+"""What data: named data sets, folders of images and Python objects, all as one ``ImageData``."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import zlib
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageFile, ImageOps
+from torch import Tensor
+from torchvision import datasets
+
+from eyeline.errors import InputError, unknown
+from eyeline.settings import Settings
+
+NAMES = ("fashion_mnist", "fashion_mnist_sample", "cifar10", "cifar100", "folder:PATH")
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+HELD_OUT = 0.1  # fraction of the images held out where nobody says how many
+
+_CACHE = Path("~/.cache/eyeline")
+_DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+_MEMORY_LIMIT = 2 * 1024**3
+# What Pillow may decode: a file called .jpg may be any of these, but never a format that runs a program (EPS).
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_FASHION_MNIST = (0.2860,), (0.3530,)
+_CIFAR = {
+    "cifar10": ((125.3 / 255, 123.0 / 255, 113.9 / 255), (63.0 / 255, 62.1 / 255, 66.7 / 255)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+}
+# SHA-256 of the unpacked files, because Debian packs the same files anew: its .gz differ from torchvision's.
+_FASHION_MNIST_SHA256 = {
+    "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class MemorySplit:
+    """Small images of one size, all in memory.
+
+    ``images`` is uint8 ``[M, C, H, W]``, ``labels`` int64 ``[M]``. Raises ``InputError`` for anything else.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
+            given = f"{self.images.dtype} {list(self.images.shape)}"
+            raise InputError(f"images are {given}; expected torch.uint8 [M, C, H, W]")
+        _check_labels(self.labels, len(self.images))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, indices: Tensor) -> MemorySplit:
+        """The samples at ``indices``, in that order."""
+        return MemorySplit(self.images[indices], self.labels[indices])
+
+
+@dataclass(frozen=True, eq=False)
+class FileSplit:
+    """Images decoded when they are needed: ``paths`` and ``labels``, int64 ``[M]``."""
+
+    paths: tuple[Path, ...]
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        _check_labels(self.labels, len(self.paths))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, indices: Tensor) -> FileSplit:
+        """The samples at ``indices``, in that order."""
+        return FileSplit(tuple(self.paths[i] for i in indices.tolist()), self.labels[indices])
+
+    def load(self, index: int) -> Image.Image:
+        """Decode image ``index``, always to mode RGB.
+
+        EXIF orientation is applied, transparency is composited on white, 16-bit greyscale is scaled to 8 bits
+        (not clipped), and of an animation the first frame is taken.
+        """
+        return _decode(self.paths[index])
+
+
+Split = MemorySplit | FileSplit
+
+
+@dataclass(frozen=True, eq=False)
+class ImageData:
+    """A classification data set: its splits, its classes and how its pixels are normalised.
+
+    ``mean`` and ``std`` are per channel, in ``[0, 1]``; ``size`` is (H, W), or None for files; ``skipped`` names
+    the unreadable images left out. Raises ``InputError`` where the parts do not fit each other.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    train: Split
+    validation: Split
+    test: Split | None
+    channels: int
+    size: tuple[int, int] | None
+    skipped: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.classes) < 2:
+            raise InputError(f"{self.name} has the classes {self.classes}; expected at least two")
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise InputError(f"{self.name} has mean {self.mean}, std {self.std} for {self.channels} channels")
+        for name, split in self.splits.items():
+            if not len(split):
+                raise InputError(f"{self.name} has no {name} images")
+            low, high = int(split.labels.min()), int(split.labels.max())
+            if low < 0 or high >= len(self.classes):
+                raise InputError(
+                    f"the {name} labels of {self.name} are {low} to {high}; expected 0 to {len(self.classes) - 1}"
+                )
+            if isinstance(split, MemorySplit) and split.images.shape[1:] != (self.channels, *(self.size or ())):
+                given, expected = list(split.images.shape[1:]), [self.channels, *(self.size or ("H", "W"))]
+                raise InputError(f"the {name} images of {self.name} are {given}; expected {expected}")
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """The splits there are, by name."""
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: split for name, split in splits.items() if split is not None}
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that change with the classes, labels or images of any split.
+
+        SHA-256 over class names, labels and pixels; files count by CLASS/FILE name and size in bytes, so a
+        folder may be moved or copied.
+        """
+        digest = hashlib.sha256(json.dumps(self.classes).encode())
+        for name, split in self.splits.items():
+            digest.update(f"{name} {len(split)}\n".encode())
+            digest.update(split.labels.contiguous().numpy())
+            if isinstance(split, MemorySplit):
+                digest.update(f"{list(split.images.shape)}\n".encode())
+                digest.update(split.images.contiguous().numpy())
+            else:
+                for path in split.paths:
+                    digest.update(f"{path.parent.name}/{path.name} {path.stat().st_size}\n".encode())
+        return digest.hexdigest()[:16]
+
+
+def load_data(data: Any, settings: Settings | None = None) -> ImageData:
+    """Load ``data`` and divide it into train, validation and test as ``settings`` says.
+
+    ``data`` is one of
+
+    * ``"fashion_mnist"``, ``"cifar10"``, ``"cifar100"``: looked for in ``data_root``, checksums verified,
+      downloaded through torchvision with ``download``;
+    * ``"fashion_mnist_sample"``: 2,000 + 1,000 + 5,000 images that come with the package;
+    * ``"folder:PATH"``: PATH/{train,val,test}/CLASS/IMAGE, or PATH/CLASS/IMAGE;
+    * an ``ImageData``, or a map-style data set of (image, label), or a mapping of such with the keys train and,
+      if there are any, validation and test. Images are PIL images, or uint8 ``[C,H,W]`` or ``[H,W]``; float
+      images are taken only if they are exactly uint8 / 255, as torchvision's ``ToTensor`` gives them, since
+      eyeline augments and normalises by itself. A data set with uint8 ``.images`` and ``.labels`` is taken
+      as it is.
+
+    Where there is no validation split, ``validation_size`` training images (default 10 %) are held out, in
+    proportion to the classes. After that ``train_size`` keeps a subset of train, equal over the classes. Both
+    depend on ``split_seed`` alone, and the smaller of two sizes is always part of the larger.
+
+    Raises ``InputError`` for data that is unknown, not there, damaged or not consistent.
+    """
+    settings = settings or Settings()
+    if isinstance(data, ImageData):
+        return _divide(data, settings)
+    if not isinstance(data, str | os.PathLike):
+        return _from_objects(data, settings)
+    name = os.fspath(data)
+    if name == "fashion_mnist":
+        return _fashion_mnist(settings)
+    if name == "fashion_mnist_sample":
+        return _fashion_mnist_sample(settings)
+    if name in _CIFAR:
+        return _cifar(name, settings)
+    if name.startswith("folder:"):
+        return _folder(name, settings)
+    if Path(name).is_dir():
+        raise InputError(f"unknown data set {name!r}; did you mean 'folder:{name}'?")
+    raise unknown("data set", name, NAMES)
+
+
+# --- splits ---------------------------------------------------------------------------------------------------
+
+
+def held_out(labels: Tensor, size: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Divide samples into those kept and ``size`` held out, in proportion to the classes (stratified).
+
+    ``labels`` is int64 ``[M]``; returns two sorted int64 index tensors. For one seed a smaller held-out set is
+    part of a larger one. Raises ``InputError`` if a class would lose all its samples.
+    """
+    if not 0 < size < len(labels):
+        raise InputError(f"cannot hold out {size:,} of {len(labels):,} images; expected 1 to {len(labels) - 1:,}")
+    order = _order(labels, seed, proportional=True)
+    kept, held = order[size:].sort().values, order[:size].sort().values
+    if len(labels[kept].unique()) < len(labels.unique()):
+        raise InputError(f"holding out {size:,} of {len(labels):,} images leaves a class without training images")
+    return kept, held
+
+
+def balanced_subset(labels: Tensor, size: int, seed: int) -> Tensor:
+    """Choose ``size`` samples, as equally many of each class as there are.
+
+    ``labels`` is int64 ``[M]``; returns sorted int64 indices ``[size]``. For one seed a smaller subset is part of
+    a larger one.
+    """
+    return _order(labels, seed, proportional=False)[:size].sort().values
+
+
+def _order(labels: Tensor, seed: int, *, proportional: bool) -> Tensor:
+    """A seeded order of the samples of which every beginning is balanced, equally or in proportion."""
+    # RandomState because NumPy promises never to change its stream, unlike default_rng and torch.randperm.
+    permutation = np.random.RandomState(seed % 2**32).permutation(len(labels))
+    shuffled = torch.from_numpy(permutation.astype(np.int64))
+    by_class = shuffled[labels[shuffled].argsort(stable=True)]
+    label, counts = labels[by_class], torch.bincount(labels)
+    rank = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[label]
+    return by_class[((rank + 0.5).double() / (counts[label] if proportional else 1)).argsort(stable=True)]
+
+
+def _divide(data: ImageData, settings: Settings) -> ImageData:
+    """Keep ``train_size`` training images."""
+    size, available = settings.train_size, len(data.train)
+    if size is None:
+        return data
+    if size > available:
+        raise InputError(
+            f"train_size is {size:,}; expected at most {available:,}, the training images of {data.name} "
+            "without those held out for validation"
+        )
+    if size < len(data.classes):
+        raise InputError(f"train_size is {size:,}; expected one or more for each of {len(data.classes)} classes")
+    return replace(data, train=data.train.subset(balanced_subset(data.train.labels, size, settings.split_seed)))
+
+
+def _with_validation(train: Split, validation: Split | None, settings: Settings) -> tuple[Split, Split]:
+    """Hold out validation images from ``train`` where there are none."""
+    if validation is not None:
+        return train, validation
+    size = settings.validation_size or max(1, round(HELD_OUT * len(train)))
+    kept, held = held_out(train.labels, size, settings.split_seed)
+    return train.subset(kept), train.subset(held)
+
+
+def _check_labels(labels: Tensor, count: int) -> None:
+    if labels.dtype != torch.int64 or labels.shape != (count,):
+        raise InputError(f"labels are {labels.dtype} {list(labels.shape)}; expected torch.int64 [{count}]")
+
+
+# --- named data sets ------------------------------------------------------------------------------------------
+
+
+def _data_root(settings: Settings) -> Path:
+    return Path(settings.data_root or _CACHE).expanduser()
+
+
+def _fashion_mnist(settings: Settings) -> ImageData:
+    root = _data_root(settings)
+    raw = Path("FashionMNIST", "raw")  # where torchvision puts the files
+    folders = [root, root / raw, root / "fashion_mnist", _DEBIAN, _CACHE.expanduser() / raw]
+    found = next((f for f in folders if any(_idx_path(f, name) for name in _FASHION_MNIST_SHA256)), None)
+    if found is None and settings.download:
+        _download(datasets.FashionMNIST, root)
+        found = root / raw
+    if found is None:
+        raise InputError(
+            f"fashion_mnist is not in {', '.join(map(str, folders[:4]))}; `apt install dataset-fashion-mnist`, "
+            "give its folder with --data_root, or download it with --download true "
+            "(a small part comes with the package: fashion_mnist_sample)"
+        )
+    train, test = (
+        MemorySplit(
+            torch.from_numpy(_idx(found, f"{part}-images-idx3-ubyte", 16).reshape(-1, 1, 28, 28)),
+            torch.from_numpy(_idx(found, f"{part}-labels-idx1-ubyte", 8)).long(),
+        )
+        for part in ("train", "t10k")
+    )
+    return _named("fashion_mnist", datasets.FashionMNIST.classes, _FASHION_MNIST, train, None, test, settings)
+
+
+def _idx_path(folder: Path, name: str) -> Path | None:
+    """The file ``name``, packed or not, if it is in ``folder``."""
+    return next((path for path in (folder / f"{name}.gz", folder / name) if path.is_file()), None)
+
+
+def _idx(folder: Path, name: str, header: int) -> np.ndarray:
+    """The bytes of an IDX file after its header, once the checksum of the whole is verified."""
+    path = _idx_path(folder, name)
+    if path is None:
+        raise InputError(f"{folder} has no {name}.gz, but has other files of Fashion-MNIST")
+    try:
+        content = path.read_bytes()
+        content = gzip.decompress(content) if path.suffix == ".gz" else content
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path} cannot be read: {error}; fetch it again") from error
+    if hashlib.sha256(content).hexdigest() != _FASHION_MNIST_SHA256[name]:
+        raise InputError(f"{path} is not Fashion-MNIST's file (wrong checksum): truncated, or of another data set")
+    return np.frombuffer(bytearray(content), dtype=np.uint8, offset=header)
+
+
+def _fashion_mnist_sample(settings: Settings) -> ImageData:
+    content = resources.files("eyeline.data").joinpath("assets/fashion_mnist_sample.npz").read_bytes()
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        train, validation, test = (
+            MemorySplit(
+                torch.from_numpy(arrays[f"{part}_images"])[:, None], torch.from_numpy(arrays[f"{part}_labels"]).long()
+            )
+            for part in ("train", "validation", "test")
+        )
+    classes = datasets.FashionMNIST.classes
+    return _named("fashion_mnist_sample", classes, _FASHION_MNIST, train, validation, test, settings)
+
+
+def _cifar(name: str, settings: Settings) -> ImageData:
+    kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+    root = _data_root(settings)
+    folder = root / kind.base_folder
+    if settings.download:
+        _download(kind, root)
+    elif not folder.is_dir():
+        raise InputError(
+            f"{name} is not in {root}; give the folder that holds {kind.base_folder} with --data_root, "
+            "or download it with --download true"
+        )
+    try:  # these files are pickles: torchvision verifies the MD5 of each before it opens it
+        parts = [kind(root, train=train) for train in (True, False)]
+    except RuntimeError as error:
+        raise InputError(
+            f"{folder} is not {name} as published (a file is missing or has a wrong checksum); "
+            "fetch it again, for example with --download true"
+        ) from error
+    train, test = (
+        MemorySplit(torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets))
+        for part in parts
+    )
+    return _named(name, parts[0].classes, _CIFAR[name], train, None, test, settings)
+
+
+def _download(kind: Any, root: Path) -> None:
+    """Download through torchvision, which verifies the MD5 of every archive."""
+    try:
+        kind(root, download=True)
+    except (RuntimeError, OSError) as error:
+        raise InputError(f"cannot download {kind.__name__} to {root}: {error}") from error
+
+
+def _named(
+    name: str,
+    classes: Sequence[str],
+    statistics: tuple[tuple[float, ...], tuple[float, ...]],
+    train: MemorySplit,
+    validation: Split | None,
+    test: Split | None,
+    settings: Settings,
+) -> ImageData:
+    """Images in memory, with their usual names and statistics."""
+    kept, validation = _with_validation(train, validation, settings)
+    channels, height, width = train.images.shape[1:]
+    data = ImageData(name, tuple(classes), *statistics, kept, validation, test, channels, (height, width))
+    return _divide(data, settings)
+
+
+# --- folders --------------------------------------------------------------------------------------------------
+
+
+def _folder(name: str, settings: Settings) -> ImageData:
+    """PATH/{train,val,test}/CLASS/IMAGE, or PATH/CLASS/IMAGE of which 10 % become test, then validation as usual."""
+    root = Path(name.removeprefix("folder:")).expanduser()
+    if not root.is_dir():
+        raise InputError(f"{root} is not a folder" if root.exists() else f"there is no folder {root}")
+    layout = {"train": ("train",), "validation": ("val", "valid", "validation"), "test": ("test",)}
+    found = {
+        split: [root / n for n in names if (root / n).is_dir() and _subfolders(root / n)]
+        for split, names in layout.items()
+    }
+    for split, folders in found.items():
+        if len(folders) > 1:
+            raise InputError(f"{root} has {' and '.join(f.name for f in folders)}; expected one {split} folder")
+    if any(found.values()) and not found["train"]:
+        raise InputError(f"{root} has {next(f[0].name for f in found.values() if f)} but no train/CLASS folders")
+
+    class_folder = found["train"][0] if found["train"] else root
+    classes = tuple(folder.name for folder in _subfolders(class_folder))
+    if not classes:
+        raise InputError(f"{class_folder} has no class folders; expected {class_folder}/CLASS/IMAGE")
+    if len(classes) == 1:
+        raise InputError(f"{class_folder} has one class folder, {classes[0]!r}; expected at least two")
+    splits = {split: _scan(folders[0], classes) for split, folders in found.items() if folders}
+    splits = splits or {"train": _scan(root, classes)}
+
+    skipped: list[str] = []
+    bad = {path: why for split in splits.values() for path, why in _unreadable(split.paths, settings.workers)}
+    if bad:
+        count = sum(len(split) for split in splits.values())
+        if not settings.skip_bad_images:
+            first = ", ".join(f"{path.relative_to(root)} ({why})" for path, why in list(bad.items())[:3])
+            raise InputError(
+                f"{len(bad):,} of the {count:,} images in {root} cannot be read: {first}"
+                f"{', ...' if len(bad) > 3 else ''}; --skip_bad_images true leaves them out"
+            )
+        skipped = [path.relative_to(root).as_posix() for path in bad]
+        splits = {
+            name: split.subset(torch.tensor([i for i, path in enumerate(split.paths) if path not in bad]).long())
+            for name, split in splits.items()
+        }
+        for label, count in enumerate(torch.bincount(splits["train"].labels, minlength=len(classes)).tolist()):
+            if not count:
+                raise InputError(f"no image of {class_folder / classes[label]} can be read")
+
+    train: Split = splits["train"]
+    test: Split | None = splits.get("test")
+    if not found["train"]:
+        kept, held = held_out(train.labels, max(1, round(HELD_OUT * len(train))), settings.split_seed)
+        train, test = train.subset(kept), train.subset(held)
+    train, validation = _with_validation(train, splits.get("validation"), settings)
+    data = ImageData(name, classes, *_IMAGENET, train, validation, test, 3, None, tuple(skipped))
+    return _divide(data, settings)
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _scan(folder: Path, classes: tuple[str, ...]) -> FileSplit:
+    """List folder/CLASS/IMAGE, sorted; hidden files and other extensions are ignored, symbolic links followed."""
+    paths: list[Path] = []
+    labels: list[int] = []
+    for subfolder in _subfolders(folder):
+        if subfolder.name not in classes:
+            raise InputError(f"{subfolder} is a class that has no training images; expected {', '.join(classes)}")
+        files = sorted(
+            p
+            for p in subfolder.iterdir()
+            if p.suffix.lower() in EXTENSIONS and not p.name.startswith(".") and not p.is_dir()
+        )
+        if not files:
+            raise InputError(f"{subfolder} has no images ({', '.join(EXTENSIONS)})")
+        paths += files
+        labels += [classes.index(subfolder.name)] * len(files)
+    return FileSplit(tuple(paths), torch.tensor(labels))
+
+
+def _unreadable(paths: Sequence[Path], workers: int | None) -> list[tuple[Path, str]]:
+    """Decode every file in full; return those that fail, and why."""
+
+    def check(chunk: Sequence[Path]) -> list[tuple[Path, str]]:
+        failed = []
+        for path in chunk:
+            try:
+                _decode(path)
+            except Exception as error:  # a decoder raises anything on a damaged file
+                failed.append((path, str(error).replace(f" {str(path)!r}", "")))
+        return failed
+
+    chunks = [paths[i : i + 64] for i in range(0, len(paths), 64)]
+    before = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = False  # other libraries switch it on, and half an image would pass
+    try:
+        with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+            return [failure for failures in pool.map(check, chunks) for failure in failures]
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
+def _decode(path: Path) -> Image.Image:
+    with Image.open(path, formats=_FORMATS) as image:
+        return _rgb(image)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Any image as 8-bit RGB, upright, on white."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no known range")
+    if image.mode.startswith("I"):  # Pillow would clip 16-bit greyscale, or drop bits, by its version
+        pixels = np.asarray(image)
+        if pixels.min() < 0 or pixels.max() > 65535:
+            raise ValueError("32-bit pixels have no known range")
+        image = Image.fromarray((pixels / 257).round().astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+# --- Python objects -------------------------------------------------------------------------------------------
+
+
+def _from_objects(data: Any, settings: Settings) -> ImageData:
+    parts = data if isinstance(data, Mapping) else {"train": data}
+    for key in parts:
+        if key not in ("train", "validation", "test"):
+            raise unknown("split", key, ("train", "validation", "test"))
+    if parts.get("train") is None:
+        raise InputError("the data has no 'train'; expected a mapping with train, and validation and test if any")
+    splits = {name: _in_memory(part, name) for name, part in parts.items() if part is not None}
+    labels = splits["train"].labels
+    if int(labels.min()) < 0:
+        raise InputError(f"a train label is {int(labels.min())}; expected classes numbered from 0")
+    names = getattr(parts["train"], "classes", None)
+    if names is None:
+        counts = torch.bincount(labels)
+        if not counts.all():
+            raise InputError(f"class {int(counts.argmin())} has no training images; expected labels 0 to K-1")
+        names = map(str, range(len(counts)))
+    images = splits["train"].images
+    statistics = _statistics(images)
+    return _named(
+        "custom", tuple(names), statistics, splits["train"], splits.get("validation"), splits.get("test"), settings
+    )
+
+
+def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel of uint8 ``[M,C,H,W]``, exact, in [0, 1]."""
+    values = torch.arange(256, dtype=torch.float64) / 255
+    mean, std = [], []
+    for channel in images.unbind(1):
+        share = torch.bincount(channel.reshape(-1), minlength=256).double() / channel.numel()
+        mean.append(float(share @ values))
+        std.append(float(share @ (values - mean[-1]) ** 2) ** 0.5 or 1.0)  # a constant channel is not scaled
+    return tuple(mean), tuple(std)
+
+
+def _in_memory(dataset: Any, name: str) -> MemorySplit:
+    """The whole of a data set as one tensor."""
+    if isinstance(dataset, MemorySplit):
+        return dataset
+    images, labels = getattr(dataset, "images", None), getattr(dataset, "labels", None)
+    if isinstance(images, Tensor) and isinstance(labels, Tensor) and images.dtype == torch.uint8:
+        images = images[:, None] if images.ndim == 3 else images
+        return MemorySplit(images.cpu(), torch.tensor([_label(y, i) for i, y in enumerate(labels.tolist())]))
+    try:
+        count = len(dataset)
+    except TypeError:
+        raise InputError(
+            f"the {name} data is {type(dataset).__name__}; expected a data set name ({', '.join(NAMES)}), "
+            "an ImageData, or a map-style data set of (image, label)"
+        ) from None
+    stacked, targets = torch.empty(0, dtype=torch.uint8), torch.empty(count, dtype=torch.int64)
+    for index in range(count):
+        item = dataset[index]
+        if not isinstance(item, tuple | list) or len(item) != 2:
+            raise InputError(f"item {index} of the {name} data is {type(item).__name__}; expected (image, label)")
+        image, targets[index] = _pixels(item[0], index), _label(item[1], index)
+        if index == 0:
+            if count * image.numel() > _MEMORY_LIMIT:
+                raise InputError(
+                    f"the {name} data is over 2 GiB in memory; save it as image files and use folder:PATH"
+                )
+            stacked = torch.empty(count, *image.shape, dtype=torch.uint8)
+        if image.shape != stacked.shape[1:]:
+            raise InputError(
+                f"image {index} of the {name} data is {list(image.shape)}, image 0 is {list(stacked.shape[1:])}; "
+                "for images of different sizes use folder:PATH"
+            )
+        stacked[index] = image
+    if not count:
+        raise InputError(f"the {name} data has no images")
+    return MemorySplit(stacked, targets)
+
+
+def _label(label: Any, index: int) -> int:
+    """The label of sample ``index`` as an int; a float, bool, vector or name is refused."""
+    value = label.item() if isinstance(label, Tensor | np.generic | np.ndarray) and label.size_ok else label
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InputError(f"label {index} is {label!r}; expected a whole number from 0 to K-1")
+    return value
+
+
+def _pixels(image: Any, index: int) -> Tensor:
+    """One image as uint8 ``[C,H,W]``: greyscale stays one channel, every other PIL mode becomes RGB."""
+    if isinstance(image, Image.Image):
+        array = np.array(image if image.mode == "L" else _rgb(image))
+        return torch.from_numpy(array).reshape(*array.shape[:2], -1).permute(2, 0, 1)
+    if not isinstance(image, Tensor | np.ndarray):
+        raise InputError(f"image {index} is {type(image).__name__}; expected a PIL image, or uint8 [C, H, W]")
+    pixels = torch.as_tensor(image).detach().cpu()
+    pixels = pixels[None] if pixels.ndim == 2 else pixels
+    if pixels.ndim != 3 or pixels.shape[-1] <= 4 < pixels.shape[0]:
+        raise InputError(f"image {index} is {list(pixels.shape)}; expected [C, H, W] (channels first) or [H, W]")
+    if pixels.is_floating_point():
+        exact = (pixels * 255).round().clamp(0, 255).to(torch.uint8)
+        if torch.equal(exact.to(pixels.dtype) / 255, pixels):
+            return exact
+    if pixels.dtype != torch.uint8:
+        raise InputError(
+            f"image {index} is {pixels.dtype} and not uint8 / 255; expected uint8 images, or ToTensor's, "
+            "neither normalised nor augmented: eyeline does both"
+        )
+    return pixels

@@ -1,0 +1,128 @@
+"""A student, a teacher and an objective: from images and labels to named losses. Knows no engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from eyeline.errors import InputError
+from eyeline.layers import find_layers, named_pairs, pair_layers, probe_output
+from eyeline.losses import Target
+from eyeline.objective import Method, Objective, Terms
+from eyeline.observe import Observer
+
+
+class Distiller(nn.Module):
+    """Computes what a student should learn from its teacher; use it in any training loop.
+
+    Args:
+        student: maps images ``[N, C, H, W]`` to logits ``[N, K]``.
+        teacher: likewise; frozen: it is put in evaluation mode and stays there, its parameters require no
+            gradient, and its statistics never move. May be ``None`` for a method that needs none (``"ce"``).
+        method: ``"kd"``, ``"at"``, ``"at+kd"``, ... or a mapping with every parameter
+            (:func:`eyeline.objective.resolve_method`).
+        layers: ``"auto"`` (found and paired by resolution), or names: ``"layer3"`` for both networks,
+            ``"block2:layer3"`` for the student's and the teacher's.
+        input_shape: ``(C, H, W)`` of the images, where it cannot be told from the models.
+
+    Raises:
+        InputError: unknown method or layer, no teacher for a method that needs one, different numbers of
+            classes where logits are compared, or networks with no resolution in common.
+
+    Example:
+        >>> distiller = Distiller(student, teacher, method="at+kd")
+        >>> optimizer = torch.optim.SGD(distiller.trainable_parameters(), lr=0.1)
+        >>> for images, labels in loader:
+        ...     terms = distiller(images, labels)   # {"ce": ..., "kd": ..., "at": ...}, unweighted
+        ...     optimizer.zero_grad()
+        ...     terms.total.backward()
+        ...     optimizer.step()
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | None = None,
+        method: Method = "at+kd",
+        layers: str | Sequence[str] = "auto",
+        input_shape: tuple[int, int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.objective = Objective(method)
+        if teacher is None and self.objective.needs_teacher:
+            raise InputError(f"method {method!r} needs a teacher; none was given")
+        if teacher is student:
+            raise InputError("student and teacher are the same object; expected two networks (copy.deepcopy one)")
+        self.student = student
+        self.teacher = teacher if self.objective.needs_teacher else None
+        if self.teacher is not None:
+            self.teacher.eval().requires_grad_(False)
+            if self.objective.needs("logits"):
+                _check_classes(student, self.teacher, input_shape)
+        student_layers: Sequence[str] = ()
+        teacher_layers: Sequence[str] = ()
+        if self.teacher is not None and self.objective.needs("features"):
+            if layers == "auto":
+                pairs = pair_layers(find_layers(student, input_shape), find_layers(self.teacher, input_shape))
+                student_layers = [left.name for left, _ in pairs]
+                teacher_layers = [right.name for _, right in pairs]
+            else:
+                student_layers, teacher_layers = named_pairs(layers.split(",") if isinstance(layers, str) else layers)
+        self.observe_student = Observer(student, student_layers, input_shape)
+        self.observe_teacher = Observer(self.teacher, teacher_layers, input_shape) if self.teacher is not None else None
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Names of the observed layers: (student's, teacher's)."""
+        if self.observe_teacher is None:
+            return []
+        both = zip(self.observe_student.layers, self.observe_teacher.layers, strict=True)
+        return [(student.name, teacher.name) for student, teacher in both]
+
+    def set_progress(self, epoch: int, epochs: int, learning_rate_factor: float = 1.0) -> None:
+        """Tell the schedules of the weights where training is: ``epoch`` (from 0) of ``epochs``."""
+        self.objective.set_progress(epoch, epochs, learning_rate_factor)
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """Parameters of the student and the learnable parts of the losses."""
+        return [p for part in (self.student, self.objective) for p in part.parameters() if p.requires_grad]
+
+    def train(self, mode: bool = True) -> Distiller:
+        """Set the student's mode; the teacher stays in evaluation mode."""
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.eval()
+        return self
+
+    def target(self, images: Tensor) -> Mapping[str, Target]:
+        """What the losses need from the teacher for ``images`` ``[N, C, H, W]``: detached, dimension 0 is N."""
+        if self.observe_teacher is None:
+            return {}
+        assert self.teacher is not None
+        if any(module.training for module in self.teacher.modules()):
+            self.teacher.eval()
+        with torch.no_grad():
+            return self.objective.target(self.observe_teacher(images))
+
+    def forward(self, images: Tensor, labels: Tensor, targets: Mapping[str, Target] | None = None) -> Terms:
+        """The losses of one batch.
+
+        Args:
+            images: ``[N, C, H, W]``, the same view for student and teacher.
+            labels: ``[N]``, int64.
+            targets: remembered from :meth:`target` for this very view; asked of the teacher if not given.
+        """
+        if targets is None:
+            targets = self.target(images)
+        return self.objective(self.observe_student(images), targets, labels)
+
+
+def _check_classes(student: nn.Module, teacher: nn.Module, input_shape: tuple[int, int, int] | None) -> None:
+    ours, theirs = probe_output(student, input_shape), probe_output(teacher, input_shape)
+    if ours != theirs:
+        raise InputError(
+            f"the student answers {ours[-1] if ours else '?'} classes, the teacher {theirs[-1] if theirs else '?'}; "
+            "a method that compares logits (kd) needs the same classes ('at' does not)"
+        )

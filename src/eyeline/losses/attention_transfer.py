@@ -1,0 +1,107 @@
+"""Activation-based attention transfer (Zagoruyko & Komodakis, ICLR 2017, arXiv 1612.03928)."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from eyeline.attention import Reduce, attention_map, check_map_arguments, normalized, resized
+from eyeline.errors import InputError, unknown
+from eyeline.losses.base import Loss, Target
+from eyeline.observe import Observation
+
+Reduction = Literal["mean_square", "norm"]
+
+
+def attention_transfer_loss(
+    student: Tensor,
+    teacher: Tensor,
+    exponent: float = 2.0,
+    reduce: Reduce = "sum",
+    reduction: Reduction = "mean_square",
+) -> Tensor:
+    """Distance between the normalised attention maps of one pair of activations, unweighted.
+
+    With ``q`` the normalised map of :func:`eyeline.functional.attention_map` and ``d = q_s - q_t``:
+
+    * ``reduction="mean_square"``: the mean of ``d²`` over batch and positions, as in the authors' code.
+      Its usual weight is β = 1000.
+    * ``reduction="norm"``: the batch mean of ``||d||_2``, as in Eq. 2 of the paper, where its weight is
+      written β/2. Its gradient does not vanish as the student nears the teacher.
+
+    Where the resolutions differ the teacher's map is resized to the student's before it is normalised.
+
+    Args:
+        student: ``[N, C_s, H, W]``.
+        teacher: ``[N, C_t, H_t, W_t]``; no gradient reaches it.
+        exponent, reduce: of the map.
+        reduction: ``"mean_square"`` or ``"norm"``.
+
+    Returns:
+        A scalar >= 0; float64 for float64 activations, float32 otherwise.
+
+    Raises:
+        InputError: bad arguments, or batches of different size.
+    """
+    check_reduction(reduction)
+    with torch.no_grad():
+        remembered = attention_map(teacher, exponent, reduce)
+    return map_distance(attention_map(student, exponent, reduce), remembered, reduction)
+
+
+def map_distance(student: Tensor, teacher: Tensor, reduction: Reduction) -> Tensor:
+    """Distance of normalised maps ``[N, H, W]``; the teacher's are resized where they must be."""
+    if len(student) != len(teacher):
+        raise InputError(f"{len(student)} maps of the student, {len(teacher)} of the teacher; expected the same images")
+    if student.shape != teacher.shape:
+        # resizing is linear, so normalising before it as well changes nothing
+        teacher = normalized(resized(teacher, (student.shape[1], student.shape[2])))
+    difference = student - teacher
+    if reduction == "mean_square":
+        return difference.square().mean()
+    return torch.linalg.vector_norm(difference, dim=(1, 2)).mean()
+
+
+def check_reduction(reduction: str) -> None:
+    """Raise InputError for an unknown reduction."""
+    if reduction not in get_args(Reduction):
+        raise unknown("reduction", reduction, get_args(Reduction))
+
+
+class AttentionTransfer(Loss):
+    """:func:`attention_transfer_loss`, summed over the pairs of observed layers.
+
+    Default weight: β = 1000 for ``mean_square`` (the authors' code). For ``norm`` no value is published;
+    1 is a place to start from, to be chosen on validation.
+    """
+
+    name = "at"
+    needs = frozenset({"features"})
+    default_schedule_with_kd = "linear"
+
+    def __init__(
+        self, exponent: float = 2.0, reduce: Reduce = "sum", reduction: Reduction = "mean_square"
+    ) -> None:
+        super().__init__()
+        check_map_arguments(exponent, reduce)
+        check_reduction(reduction)
+        self.exponent, self.reduce, self.reduction = exponent, reduce, reduction
+
+    @property
+    def default_weight(self) -> float:
+        return 1000.0 if self.reduction == "mean_square" else 1.0
+
+    def target(self, teacher: Observation) -> Target:
+        return {
+            f"map{i}": attention_map(feature.detach(), self.exponent, self.reduce)
+            for i, feature in enumerate(teacher.features)
+        }
+
+    def forward(self, student: Observation, target: Target, labels: Tensor) -> Tensor:
+        distances = [
+            map_distance(attention_map(feature, self.exponent, self.reduce), target[f"map{i}"], self.reduction)
+            for i, feature in enumerate(student.features)
+        ]
+        return torch.stack(distances).sum()

@@ -1,0 +1,37 @@
+"""What every distillation loss is: a target taken from the teacher, and a comparison with the student."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from eyeline.observe import Observation
+
+Target = Mapping[str, Tensor]
+
+
+class Loss(nn.Module):
+    """One term of an objective. The keyword arguments of ``__init__`` are the method's parameters."""
+
+    name: ClassVar[str]
+    """The name in a method string."""
+    needs: ClassVar[frozenset[str]] = frozenset({"logits"})
+    """What must be observed of both networks: ``logits``, ``features``."""
+    needs_teacher: ClassVar[bool] = True
+    default_schedule: ClassVar[str] = "constant"
+    default_schedule_with_kd: ClassVar[str] = "constant"
+    """Schedule of the weight when knowledge distillation is on as well."""
+
+    @property
+    def default_weight(self) -> float:
+        return 1.0
+
+    def target(self, teacher: Observation) -> Target:
+        """Reduce what the teacher showed to what must be remembered: detached, leading dimension N."""
+        return {}
+
+    def forward(self, student: Observation, target: Target, labels: Tensor) -> Tensor:
+        """Compare; the scalar before any weight."""
+        raise NotImplementedError

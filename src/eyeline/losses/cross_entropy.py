@@ -1,0 +1,19 @@
+"""Cross entropy with the labels."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from eyeline.losses.base import Loss, Target
+from eyeline.observe import Observation
+
+
+class CrossEntropy(Loss):
+    """``-log softmax(z)_y``, batch mean. The student alone trains on this term only."""
+
+    name = "ce"
+    needs_teacher = False
+
+    def forward(self, student: Observation, target: Target, labels: Tensor) -> Tensor:
+        return F.cross_entropy(student.logits.float(), labels)

@@ -1,0 +1,167 @@
+"""Named, weighted losses, and the method that names them."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eyeline.errors import InputError, unknown
+from eyeline.losses import LOSSES, Loss, Target
+from eyeline.observe import Observation
+
+SCHEDULES = ("constant", "linear", "cosine", "step")
+Method = str | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Weight:
+    """The weight of a term over training.
+
+    ``constant``; ``linear`` and ``cosine``: from ``value`` in the first epoch to 0 in the last; ``step``: in
+    proportion to the learning rate.
+    """
+
+    value: float
+    schedule: str = "constant"
+
+    def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise unknown("schedule", self.schedule, SCHEDULES)
+        if not (isinstance(self.value, int | float) and math.isfinite(self.value) and self.value >= 0):
+            raise InputError(f"weight is {self.value!r}; expected a finite number of at least 0")
+
+    def at(self, epoch: int, epochs: int, learning_rate_factor: float = 1.0) -> float:
+        """The weight in ``epoch`` (from 0) of ``epochs``; the factor is the learning rate over its peak."""
+        done = epoch / (epochs - 1) if epochs > 1 else 0.0
+        match self.schedule:
+            case "linear":
+                return self.value * (1 - done)
+            case "cosine":
+                return self.value * (1 + math.cos(math.pi * done)) / 2
+            case "step":
+                return self.value * learning_rate_factor
+        return self.value
+
+
+def resolve_method(method: Method) -> dict[str, dict[str, Any]]:
+    """Spell a method out: every term with its weight, schedule and parameters.
+
+    ``"at+kd"`` and ``{"at": {}, "kd": {}}`` are the same; a mapping may set ``weight``, ``schedule`` and any
+    parameter of the loss. The cross entropy ``ce`` is always there: with weight 1, or ``1 - α`` beside
+    knowledge distillation of weight α. Beside ``kd`` the weight of ``at`` falls linearly to 0.
+
+    Raises:
+        InputError: an unknown term or parameter, a bad value, or no term at all.
+
+    Example:
+        >>> resolve_method("kd")["ce"]["weight"]
+        0.1
+    """
+    if isinstance(method, str):
+        names = [name.strip() for name in method.split("+")]
+        if len(set(names)) < len(names):
+            raise InputError(f"method {method!r} names a loss twice; expected each once, as in 'at+kd'")
+        given: dict[str, Any] = {name: {} for name in names}
+    elif isinstance(method, Mapping):
+        given = {name: dict(options or {}) for name, options in method.items()}
+    else:
+        raise InputError(f"method is {method!r}; expected a string such as 'at+kd', or a mapping of losses to options")
+    if not given:
+        raise InputError(f"the method has no loss; expected some of {', '.join(LOSSES)}")
+    for name in given:
+        if name not in LOSSES:
+            raise unknown("loss", name, LOSSES)
+    resolved: dict[str, dict[str, Any]] = {}
+    for name in sorted(given, key=list(LOSSES).index):
+        options = given[name]
+        parameters = _parameters(LOSSES[name])
+        for option in options:
+            if option not in {*parameters, "weight", "schedule"}:
+                raise unknown(f"option of loss {name!r}", option, {*parameters, "weight", "schedule"})
+        options = {**parameters, **options}
+        loss = _build(name, options)
+        schedule = loss.default_schedule_with_kd if "kd" in given else loss.default_schedule
+        resolved[name] = {"weight": loss.default_weight, "schedule": schedule, **options}
+        Weight(resolved[name]["weight"], resolved[name]["schedule"])
+    cross_entropy = {"weight": 1.0, "schedule": "constant"} | resolved.pop("ce", {})
+    if "kd" in resolved and "weight" not in given.get("ce", {}):
+        share = resolved["kd"]["weight"]
+        if share > 1:
+            raise InputError(f"the weight of 'kd' is {share}; expected at most 1, or give the weight of 'ce' as well")
+        cross_entropy["weight"] = round(1.0 - share, 12)
+    return {"ce": cross_entropy, **resolved}
+
+
+def method_name(method: Method) -> str:
+    """The short string of a method, canonical: its terms in one order, ``ce`` only where it stands alone."""
+    return "+".join(name for name in resolve_method(method) if name != "ce") or "ce"
+
+
+def _parameters(loss: type[Loss]) -> dict[str, Any]:
+    signature = inspect.signature(loss.__init__)
+    return {n: p.default for n, p in signature.parameters.items() if n != "self" and p.default is not p.empty}
+
+
+def _build(name: str, options: Mapping[str, Any]) -> Loss:
+    return LOSSES[name](**{k: v for k, v in options.items() if k not in ("weight", "schedule")})
+
+
+class Terms(dict[str, Tensor]):
+    """The unweighted terms of one step by name, their weighted sum, and what the student answered."""
+
+    def __init__(self, terms: Mapping[str, Tensor], total: Tensor, logits: Tensor) -> None:
+        super().__init__(terms)
+        self.total = total
+        """The scalar to differentiate: Σ weight · term."""
+        self.logits = logits
+        """The student's logits ``[N, K]``."""
+
+
+class Objective(nn.Module):
+    """The weighted sum of a method's losses.
+
+    Args:
+        method: a method string or mapping, see :func:`resolve_method`.
+    """
+
+    factors: Tensor
+
+    def __init__(self, method: Method) -> None:
+        super().__init__()
+        self.method = resolve_method(method)
+        self.losses = nn.ModuleDict({name: _build(name, options) for name, options in self.method.items()})
+        self.weights = {name: Weight(o["weight"], o["schedule"]) for name, o in self.method.items()}
+        # a tensor, so that a weight that changes is no new graph for torch.compile and no host transfer a step
+        self.register_buffer("factors", torch.zeros(len(self.weights)), persistent=False)
+        self.set_progress(0, 1)
+
+    def set_progress(self, epoch: int, epochs: int, learning_rate_factor: float = 1.0) -> None:
+        """Set the weights for ``epoch`` (from 0) of ``epochs``."""
+        values = [weight.at(epoch, epochs, learning_rate_factor) for weight in self.weights.values()]
+        self.factors.copy_(torch.tensor(values))
+
+    @property
+    def needs_teacher(self) -> bool:
+        return any(loss.needs_teacher for loss in self._losses().values())
+
+    def needs(self, what: str) -> bool:
+        """Whether some loss needs ``what`` observed: ``"logits"`` or ``"features"`` (of the teacher)."""
+        return any(loss.needs_teacher and what in loss.needs for loss in self._losses().values())
+
+    def target(self, teacher: Observation) -> dict[str, Target]:
+        """All that must be remembered of the teacher, by loss."""
+        return {name: loss.target(teacher) for name, loss in self._losses().items() if loss.needs_teacher}
+
+    def forward(self, student: Observation, targets: Mapping[str, Target], labels: Tensor) -> Terms:
+        terms = {n: loss(student, targets.get(n, {}), labels) for n, loss in self._losses().items()}
+        total = (torch.stack([term.float() for term in terms.values()]) * self.factors).sum()
+        return Terms({name: term.detach() for name, term in terms.items()}, total, student.logits)
+
+    def _losses(self) -> dict[str, Loss]:
+        return dict(self.losses.items())  # type: ignore[arg-type]

@@ -1,0 +1,275 @@
+"""A study as a table: one source of formatting for the terminal, for markdown and for the page."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from eyeline.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+MISSING = "–"
+HEADINGS = (
+    "method",
+    "params",
+    "train loss",
+    "train accuracy %",
+    "AT loss",
+    "test accuracy %",
+    "difference, points",
+)
+Verdict = Literal["better", "worse", "not significant", "no interval", ""]
+
+
+class Row(NamedTuple):
+    """One line of the table, every cell as text; the order of the fields is that of ``HEADINGS``."""
+
+    method: str
+    parameters: str
+    train_loss: str
+    train_accuracy: str
+    attention_loss: str
+    test_accuracy: str
+    difference: str
+    verdict: Verdict
+
+
+def read_study(folder: str | Path) -> dict[str, Any]:
+    """Read ``study.json`` of a study folder.
+
+    Raises InputError when it is missing, is not JSON or is not a study.
+    """
+    path = Path(folder) / "study.json"
+    expected = "expected the folder of a study, with study.json in it; make one with `eyeline study --help`"
+    try:
+        study = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {path} ({error.strerror}); {expected}") from error
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: not JSON ({error}); {expected}") from error
+    if not isinstance(study, dict) or study.get("kind") != "study":
+        raise InputError(f'{path} does not say "kind": "study"; {expected}')
+    for key in ("recipe", "environment", "data", "teacher", "student"):
+        if not isinstance(study.get(key), dict):
+            raise InputError(f"{path} is damaged: {key!r} is not a mapping; {expected}")
+    methods = study.get("methods")
+    if not isinstance(methods, list) or not all(_is_method(m) for m in methods):
+        raise InputError(f"{path} is damaged: 'methods' is not a list of methods with their runs; {expected}")
+    return study
+
+
+def _is_method(entry: object) -> bool:
+    if not isinstance(entry, dict) or not isinstance(entry.get("method"), str):
+        return False
+    runs = entry.get("runs")
+    return (
+        isinstance(runs, list)
+        and all(isinstance(run, dict) for run in runs)
+        and isinstance(entry.get("summary", {}), dict)
+        and isinstance(entry.get("difference") or {}, dict)
+    )
+
+
+def display_name(method: str) -> str:
+    """The name a reader sees: "ce" is the student alone, "at+kd" is "AT + KD"."""
+    if method == "ce":
+        return "student alone"
+    return " + ".join(part.strip().upper() for part in method.split("+"))
+
+
+def in_order(study: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The methods of a study, the student alone first, the others as they were asked for."""
+    return sorted(study["methods"], key=lambda entry: entry["method"] != study.get("baseline", "ce"))
+
+
+def number(value: object) -> float | None:
+    """A finite number, or None for whatever is missing, NaN or no number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def percent(value: object) -> str:
+    """A fraction in [0, 1] as a percentage without its sign: 0.8912 -> "89.1"."""
+    x = number(value)
+    return MISSING if x is None else f"{100 * x:.1f}"
+
+
+def loss(value: object) -> str:
+    """A loss with three significant digits; below 0.001 as a power of ten."""
+    x = number(value)
+    if x is None:
+        return MISSING
+    return f"{x:.1e}" if 0 < abs(x) < 1e-3 else f"{x:#.3g}".rstrip(".")
+
+
+def count(value: object) -> str:
+    """A number of parameters: 175,066 -> "175 k"."""
+    x = number(value)
+    if x is None:
+        return MISSING
+    for unit, size in (("", 1.0), (" k", 1e3), (" M", 1e6)):
+        if x < 999.5 * size:
+            return f"{x / size:.3g}{unit}"
+    return f"{x / 1e9:.3g} B"
+
+
+def points(*fractions: float) -> list[str]:
+    """Differences of accuracies as signed percentage points, with a second decimal where one would read as 0.0."""
+    digits = 2 if any(0 < abs(100 * x) < 0.05 for x in fractions) else 1
+    return [f"{100 * x:+.{digits}f}".replace("-", "−") for x in fractions]
+
+
+def verdict(entry: Mapping[str, Any]) -> Verdict:
+    """What the paired 95 % interval of a method's difference to the student alone allows to say."""
+    difference = entry.get("difference") or {}
+    if number(difference.get("mean")) is None:
+        return ""
+    low, high = number(difference.get("low")), number(difference.get("high"))
+    if low is None or high is None:
+        return "no interval"
+    if low > 0:
+        return "better"
+    return "worse" if high < 0 else "not significant"
+
+
+def mean_of(entry: Mapping[str, Any], key: str) -> float | None:
+    """The mean of a figure over the runs of a method: from its summary, else from the runs themselves."""
+    summary = entry.get("summary", {}).get(key)
+    if isinstance(summary, dict) and (mean := number(summary.get("mean"))) is not None:
+        return mean
+    values = [x for run in entry["runs"] if (x := number(run.get(key))) is not None]
+    return fmean(values) if values else None
+
+
+def study_rows(study: Mapping[str, Any]) -> list[Row]:
+    """The lines of the table as plain text: the teacher, the student alone, then every method."""
+    teacher = study["teacher"]
+    rows = [
+        Row(
+            "teacher",
+            count(teacher.get("parameters")),
+            loss(teacher.get("train_loss")),
+            percent(teacher.get("train_accuracy")),
+            MISSING,
+            percent(teacher.get("test_accuracy")),
+            MISSING,
+            "",
+        )
+    ]
+    for entry in in_order(study):
+        accuracy = percent(mean_of(entry, "test_accuracy"))
+        spread = percent((entry.get("summary", {}).get("test_accuracy") or {}).get("std"))
+        if MISSING not in (accuracy, spread):
+            accuracy += f" ± {spread}"
+        rows.append(
+            Row(
+                display_name(entry["method"]),
+                count(study["student"].get("parameters")),
+                loss(mean_of(entry, "train_loss")),
+                percent(mean_of(entry, "train_accuracy")),
+                loss(mean_of(entry, "attention_loss")),
+                accuracy,
+                "baseline" if entry["method"] == study.get("baseline", "ce") else _difference(entry),
+                verdict(entry),
+            )
+        )
+    return rows
+
+
+def _difference(entry: Mapping[str, Any]) -> str:
+    difference = entry.get("difference") or {}
+    mean, low, high = (number(difference.get(key)) for key in ("mean", "low", "high"))
+    if mean is None:
+        return MISSING
+    if low is None or high is None:
+        return points(mean)[0]
+    shown = points(mean, low, high)
+    return f"{shown[0]} [{shown[1]}, {shown[2]}]"
+
+
+def seeds(study: Mapping[str, Any]) -> int:
+    """The number of seeds of the method with the most runs."""
+    return max((len(entry["runs"]) for entry in study["methods"]), default=0)
+
+
+def plural(amount: int, noun: str) -> str:
+    """ "1 seed", "5 seeds", "1,000 images"."""
+    return f"{amount:,} {noun}" + ("" if amount == 1 else "s")
+
+
+def setting(study: Mapping[str, Any], name: str) -> Any:
+    """A setting of the recipe, whether it lies there directly or under "settings"."""
+    recipe = study["recipe"]
+    nested = recipe.get("settings")
+    return recipe.get(name, nested.get(name) if isinstance(nested, dict) else None)
+
+
+def protocol(study: Mapping[str, Any]) -> str:
+    """One line that says how the figures of the table came about."""
+    data = study["data"]
+    parts = [str(data.get("name", MISSING))]
+    for key, text in (("train", "labelled training"), ("validation", "validation"), ("test", "test")):
+        if isinstance(data.get(key), int):
+            parts.append(plural(data[key], f"{text} image"))
+    parts.append(plural(seeds(study), "seed"))
+    if isinstance(setting(study, "epochs"), int):
+        parts.append(plural(setting(study, "epochs"), "epoch"))
+    return (
+        ", ".join(parts) + ". Means over seeds; ±: standard deviation over seeds. "
+        "Difference: test accuracy minus that of the student alone, paired by seed, "
+        "with its 95 % t interval; not significant: the interval contains zero."
+    )
+
+
+def study_table(study: Mapping[str, Any]) -> Table:
+    """The table of a study for the terminal; it reads well from 80 columns on."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+        caption=Text(protocol(study)),
+        caption_justify="left",
+    )
+    for heading in HEADINGS:
+        first, last = heading == HEADINGS[0], heading == HEADINGS[-1]
+        # only the outer columns may wrap, so that no figure is ever cut
+        table.add_column(
+            Text(heading.replace(" ", "\n", 1) if not last else heading.replace(", ", ",\n")),
+            justify="left" if first or last else "right",
+            no_wrap=not (first or last),
+            overflow="fold",
+            vertical="top",
+        )
+    styles = {"better": "green", "worse": "red"}
+    for row in study_rows(study):
+        note = f"\n{row.verdict}" if row.verdict in ("not significant", "no interval") else ""
+        last_cell = Text(row.difference + note, style=styles.get(row.verdict, ""))
+        table.add_row(*map(Text, row[:-2]), last_cell)
+    return table
+
+
+def study_markdown(study: Mapping[str, Any]) -> str:
+    """The table of a study as markdown, with the protocol below it."""
+    lines = ["| " + " | ".join(HEADINGS) + " |", "|:--" + "|--:" * (len(HEADINGS) - 2) + "|:--|"]
+    for row in study_rows(study):
+        note = f", {row.verdict}" if row.verdict in ("not significant", "no interval") else ""
+        cells = (*row[:-2], row.difference + note)
+        lines.append("| " + " | ".join(map(_markdown, cells)) + " |")
+    return "\n".join(lines) + f"\n\n{_markdown(protocol(study))}\n"
+
+
+def _markdown(text: str) -> str:
+    return html.escape(text, quote=False).replace("|", "\\|").replace("\n", " ")
