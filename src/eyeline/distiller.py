@@ -81,6 +81,12 @@ class Distiller(nn.Module):
         both = zip(self.observe_student.layers, self.observe_teacher.layers, strict=True)
         return [(student.name, teacher.name) for student, teacher in both]
 
+    def close(self) -> None:
+        """Take the hooks off both networks."""
+        self.observe_student.close()
+        if self.observe_teacher is not None:
+            self.observe_teacher.close()
+
     def set_progress(self, epoch: int, epochs: int, learning_rate_factor: float = 1.0) -> None:
         """Tell the schedules of the weights where training is: ``epoch`` (from 0) of ``epochs``."""
         self.objective.set_progress(epoch, epochs, learning_rate_factor)

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import json
+import operator
 import os
 import zlib
 from collections.abc import Mapping, Sequence
@@ -31,7 +32,7 @@ HELD_OUT = 0.1  # fraction of the images held out where nobody says how many
 _CACHE = Path("~/.cache/eyeline")
 _DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 _MEMORY_LIMIT = 2 * 1024**3
-# What Pillow may decode: a file called .jpg may be any of these, but never a format that runs a program (EPS).
+# A file called .jpg may really be any of these, but never a format that runs a program (EPS).
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _FASHION_MNIST = (0.2860,), (0.3530,)
@@ -40,7 +41,7 @@ _CIFAR = {
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
 }
 # SHA-256 of the unpacked files, because Debian packs the same files anew: its .gz differ from torchvision's.
-_FASHION_MNIST_SHA256 = {
+FASHION_MNIST_SHA256 = {
     "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
     "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
     "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
@@ -105,8 +106,9 @@ Split = MemorySplit | FileSplit
 class ImageData:
     """A classification data set: its splits, its classes and how its pixels are normalised.
 
-    ``mean`` and ``std`` are per channel, in ``[0, 1]``; ``size`` is (H, W), or None for files; ``skipped`` names
-    the unreadable images left out. Raises ``InputError`` where the parts do not fit each other.
+    ``mean`` and ``std`` are per channel, in ``[0, 1]``; ``size`` is (H, W), or None for files;
+    ``skipped`` names the unreadable images left out. Raises ``InputError`` where the parts do not
+    fit each other.
     """
 
     name: str
@@ -130,12 +132,14 @@ class ImageData:
                 raise InputError(f"{self.name} has no {name} images")
             low, high = int(split.labels.min()), int(split.labels.max())
             if low < 0 or high >= len(self.classes):
+                last = len(self.classes) - 1
                 raise InputError(
-                    f"the {name} labels of {self.name} are {low} to {high}; expected 0 to {len(self.classes) - 1}"
+                    f"the {name} labels of {self.name} are {low} to {high}; expected 0 to {last}"
                 )
-            if isinstance(split, MemorySplit) and split.images.shape[1:] != (self.channels, *(self.size or ())):
-                given, expected = list(split.images.shape[1:]), [self.channels, *(self.size or ("H", "W"))]
-                raise InputError(f"the {name} images of {self.name} are {given}; expected {expected}")
+            if isinstance(split, MemorySplit):
+                given, expected = list(split.images.shape[1:]), [self.channels, *(self.size or ())]
+                if given != expected:
+                    raise InputError(f"the {name} images of {self.name} are {given}; expected {expected}")
 
     @property
     def splits(self) -> dict[str, Split]:
@@ -152,10 +156,10 @@ class ImageData:
         digest = hashlib.sha256(json.dumps(self.classes).encode())
         for name, split in self.splits.items():
             digest.update(f"{name} {len(split)}\n".encode())
-            digest.update(split.labels.contiguous().numpy())
+            digest.update(split.labels.numpy().tobytes())
             if isinstance(split, MemorySplit):
                 digest.update(f"{list(split.images.shape)}\n".encode())
-                digest.update(split.images.contiguous().numpy())
+                digest.update(split.images.numpy().tobytes())
             else:
                 for path in split.paths:
                     digest.update(f"{path.parent.name}/{path.name} {path.stat().st_size}\n".encode())
@@ -171,11 +175,11 @@ def load_data(data: Any, settings: Settings | None = None) -> ImageData:
       downloaded through torchvision with ``download``;
     * ``"fashion_mnist_sample"``: 2,000 + 1,000 + 5,000 images that come with the package;
     * ``"folder:PATH"``: PATH/{train,val,test}/CLASS/IMAGE, or PATH/CLASS/IMAGE;
-    * an ``ImageData``, or a map-style data set of (image, label), or a mapping of such with the keys train and,
-      if there are any, validation and test. Images are PIL images, or uint8 ``[C,H,W]`` or ``[H,W]``; float
-      images are taken only if they are exactly uint8 / 255, as torchvision's ``ToTensor`` gives them, since
+    * an ``ImageData``, or a map-style data set of (image, label), or a mapping of such with the keys train
+      and, if there are any, validation and test. Images are PIL images, or uint8 ``[C,H,W]`` or ``[H,W]``;
+      float images are taken only if they are uint8 / 255, as torchvision's ``ToTensor`` gives them, since
       eyeline augments and normalises by itself. A data set with uint8 ``.images`` and ``.labels`` is taken
-      as it is.
+      as it is. Mean and standard deviation are those of the train images given.
 
     Where there is no validation split, ``validation_size`` training images (default 10 %) are held out, in
     proportion to the classes. After that ``train_size`` keeps a subset of train, equal over the classes. Both
@@ -185,7 +189,7 @@ def load_data(data: Any, settings: Settings | None = None) -> ImageData:
     """
     settings = settings or Settings()
     if isinstance(data, ImageData):
-        return _divide(data, settings)
+        return _with_train_size(data, settings)
     if not isinstance(data, str | os.PathLike):
         return _from_objects(data, settings)
     name = os.fspath(data)
@@ -202,29 +206,33 @@ def load_data(data: Any, settings: Settings | None = None) -> ImageData:
     raise unknown("data set", name, NAMES)
 
 
-# --- splits ---------------------------------------------------------------------------------------------------
+# --- splits -------------------------------------------------------------------------------------------------
 
 
 def held_out(labels: Tensor, size: int, seed: int) -> tuple[Tensor, Tensor]:
     """Divide samples into those kept and ``size`` held out, in proportion to the classes (stratified).
 
-    ``labels`` is int64 ``[M]``; returns two sorted int64 index tensors. For one seed a smaller held-out set is
-    part of a larger one. Raises ``InputError`` if a class would lose all its samples.
+    ``labels`` is int64 ``[M]``; returns two sorted int64 index tensors. For one seed a smaller held-out set
+    is part of a larger one. Raises ``InputError`` if a class would lose all its samples.
     """
     if not 0 < size < len(labels):
-        raise InputError(f"cannot hold out {size:,} of {len(labels):,} images; expected 1 to {len(labels) - 1:,}")
+        raise InputError(
+            f"cannot hold out {size:,} of {len(labels):,} images; expected 1 to {len(labels) - 1:,}"
+        )
     order = _order(labels, seed, proportional=True)
     kept, held = order[size:].sort().values, order[:size].sort().values
     if len(labels[kept].unique()) < len(labels.unique()):
-        raise InputError(f"holding out {size:,} of {len(labels):,} images leaves a class without training images")
+        raise InputError(
+            f"holding out {size:,} of {len(labels):,} images leaves a class without training images"
+        )
     return kept, held
 
 
 def balanced_subset(labels: Tensor, size: int, seed: int) -> Tensor:
     """Choose ``size`` samples, as equally many of each class as there are.
 
-    ``labels`` is int64 ``[M]``; returns sorted int64 indices ``[size]``. For one seed a smaller subset is part of
-    a larger one.
+    ``labels`` is int64 ``[M]``; returns sorted int64 indices ``[size]``. For one seed a smaller subset is
+    part of a larger one.
     """
     return _order(labels, seed, proportional=False)[:size].sort().values
 
@@ -237,10 +245,10 @@ def _order(labels: Tensor, seed: int, *, proportional: bool) -> Tensor:
     by_class = shuffled[labels[shuffled].argsort(stable=True)]
     label, counts = labels[by_class], torch.bincount(labels)
     rank = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[label]
-    return by_class[((rank + 0.5).double() / (counts[label] if proportional else 1)).argsort(stable=True)]
+    return by_class[((rank.double() + 0.5) / (counts[label] if proportional else 1)).argsort(stable=True)]
 
 
-def _divide(data: ImageData, settings: Settings) -> ImageData:
+def _with_train_size(data: ImageData, settings: Settings) -> ImageData:
     """Keep ``train_size`` training images."""
     size, available = settings.train_size, len(data.train)
     if size is None:
@@ -251,8 +259,12 @@ def _divide(data: ImageData, settings: Settings) -> ImageData:
             "without those held out for validation"
         )
     if size < len(data.classes):
-        raise InputError(f"train_size is {size:,}; expected one or more for each of {len(data.classes)} classes")
-    return replace(data, train=data.train.subset(balanced_subset(data.train.labels, size, settings.split_seed)))
+        raise InputError(
+            f"train_size is {size:,}; expected one or more for each of {len(data.classes)} classes"
+        )
+    return replace(
+        data, train=data.train.subset(balanced_subset(data.train.labels, size, settings.split_seed))
+    )
 
 
 def _with_validation(train: Split, validation: Split | None, settings: Settings) -> tuple[Split, Split]:
@@ -269,7 +281,7 @@ def _check_labels(labels: Tensor, count: int) -> None:
         raise InputError(f"labels are {labels.dtype} {list(labels.shape)}; expected torch.int64 [{count}]")
 
 
-# --- named data sets ------------------------------------------------------------------------------------------
+# --- named data sets ----------------------------------------------------------------------------------------
 
 
 def _data_root(settings: Settings) -> Path:
@@ -280,15 +292,15 @@ def _fashion_mnist(settings: Settings) -> ImageData:
     root = _data_root(settings)
     raw = Path("FashionMNIST", "raw")  # where torchvision puts the files
     folders = [root, root / raw, root / "fashion_mnist", _DEBIAN, _CACHE.expanduser() / raw]
-    found = next((f for f in folders if any(_idx_path(f, name) for name in _FASHION_MNIST_SHA256)), None)
-    if found is None and settings.download:
+    found = next((f for f in folders if any(_idx_path(f, name) for name in FASHION_MNIST_SHA256)), None)
+    if settings.download and found in (None, root / raw):  # does nothing where the download is complete
         _download(datasets.FashionMNIST, root)
         found = root / raw
     if found is None:
         raise InputError(
-            f"fashion_mnist is not in {', '.join(map(str, folders[:4]))}; `apt install dataset-fashion-mnist`, "
-            "give its folder with --data_root, or download it with --download true "
-            "(a small part comes with the package: fashion_mnist_sample)"
+            f"fashion_mnist is not in {', '.join(map(str, folders[:4]))}; "
+            "`apt install dataset-fashion-mnist`, give its folder with --data_root, or download it "
+            "with --download true (a small part comes with the package: fashion_mnist_sample)"
         )
     train, test = (
         MemorySplit(
@@ -315,8 +327,10 @@ def _idx(folder: Path, name: str, header: int) -> np.ndarray:
         content = gzip.decompress(content) if path.suffix == ".gz" else content
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path} cannot be read: {error}; fetch it again") from error
-    if hashlib.sha256(content).hexdigest() != _FASHION_MNIST_SHA256[name]:
-        raise InputError(f"{path} is not Fashion-MNIST's file (wrong checksum): truncated, or of another data set")
+    if hashlib.sha256(content).hexdigest() != FASHION_MNIST_SHA256[name]:
+        raise InputError(
+            f"{path} is not Fashion-MNIST's file (wrong checksum): truncated, or of another data set"
+        )
     return np.frombuffer(bytearray(content), dtype=np.uint8, offset=header)
 
 
@@ -325,7 +339,8 @@ def _fashion_mnist_sample(settings: Settings) -> ImageData:
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
         train, validation, test = (
             MemorySplit(
-                torch.from_numpy(arrays[f"{part}_images"])[:, None], torch.from_numpy(arrays[f"{part}_labels"]).long()
+                torch.from_numpy(arrays[f"{part}_images"])[:, None],
+                torch.from_numpy(arrays[f"{part}_labels"]).long(),
             )
             for part in ("train", "validation", "test")
         )
@@ -379,14 +394,14 @@ def _named(
     kept, validation = _with_validation(train, validation, settings)
     channels, height, width = train.images.shape[1:]
     data = ImageData(name, tuple(classes), *statistics, kept, validation, test, channels, (height, width))
-    return _divide(data, settings)
+    return _with_train_size(data, settings)
 
 
-# --- folders --------------------------------------------------------------------------------------------------
+# --- folders ------------------------------------------------------------------------------------------------
 
 
 def _folder(name: str, settings: Settings) -> ImageData:
-    """PATH/{train,val,test}/CLASS/IMAGE, or PATH/CLASS/IMAGE of which 10 % become test, then validation as usual."""
+    """PATH/{train,val,test}/CLASS/IMAGE, or PATH/CLASS/IMAGE, of which 10 % become the test split."""
     root = Path(name.removeprefix("folder:")).expanduser()
     if not root.is_dir():
         raise InputError(f"{root} is not a folder" if root.exists() else f"there is no folder {root}")
@@ -397,9 +412,13 @@ def _folder(name: str, settings: Settings) -> ImageData:
     }
     for split, folders in found.items():
         if len(folders) > 1:
-            raise InputError(f"{root} has {' and '.join(f.name for f in folders)}; expected one {split} folder")
+            raise InputError(
+                f"{root} has {' and '.join(f.name for f in folders)}; expected one {split} folder"
+            )
     if any(found.values()) and not found["train"]:
-        raise InputError(f"{root} has {next(f[0].name for f in found.values() if f)} but no train/CLASS folders")
+        raise InputError(
+            f"{root} has {next(f[0].name for f in found.values() if f)} but no train/CLASS folders"
+        )
 
     class_folder = found["train"][0] if found["train"] else root
     classes = tuple(folder.name for folder in _subfolders(class_folder))
@@ -422,10 +441,14 @@ def _folder(name: str, settings: Settings) -> ImageData:
             )
         skipped = [path.relative_to(root).as_posix() for path in bad]
         splits = {
-            name: split.subset(torch.tensor([i for i, path in enumerate(split.paths) if path not in bad]).long())
+            name: split.subset(
+                torch.tensor([i for i, path in enumerate(split.paths) if path not in bad]).long()
+            )
             for name, split in splits.items()
         }
-        for label, count in enumerate(torch.bincount(splits["train"].labels, minlength=len(classes)).tolist()):
+        for label, count in enumerate(
+            torch.bincount(splits["train"].labels, minlength=len(classes)).tolist()
+        ):
             if not count:
                 raise InputError(f"no image of {class_folder / classes[label]} can be read")
 
@@ -436,7 +459,7 @@ def _folder(name: str, settings: Settings) -> ImageData:
         train, test = train.subset(kept), train.subset(held)
     train, validation = _with_validation(train, splits.get("validation"), settings)
     data = ImageData(name, classes, *_IMAGENET, train, validation, test, 3, None, tuple(skipped))
-    return _divide(data, settings)
+    return _with_train_size(data, settings)
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -444,12 +467,13 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def _scan(folder: Path, classes: tuple[str, ...]) -> FileSplit:
-    """List folder/CLASS/IMAGE, sorted; hidden files and other extensions are ignored, symbolic links followed."""
+    """List folder/CLASS/IMAGE, sorted, without hidden files and other extensions; links are followed."""
     paths: list[Path] = []
     labels: list[int] = []
     for subfolder in _subfolders(folder):
         if subfolder.name not in classes:
-            raise InputError(f"{subfolder} is a class that has no training images; expected {', '.join(classes)}")
+            reason = unknown("class", subfolder.name, classes)
+            raise InputError(f"{subfolder} is a class without training images: {reason}")
         files = sorted(
             p
             for p in subfolder.iterdir()
@@ -505,7 +529,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-# --- Python objects -------------------------------------------------------------------------------------------
+# --- Python objects -----------------------------------------------------------------------------------------
 
 
 def _from_objects(data: Any, settings: Settings) -> ImageData:
@@ -514,7 +538,9 @@ def _from_objects(data: Any, settings: Settings) -> ImageData:
         if key not in ("train", "validation", "test"):
             raise unknown("split", key, ("train", "validation", "test"))
     if parts.get("train") is None:
-        raise InputError("the data has no 'train'; expected a mapping with train, and validation and test if any")
+        raise InputError(
+            "the data has no 'train'; expected a mapping with train, and validation and test if any"
+        )
     splits = {name: _in_memory(part, name) for name, part in parts.items() if part is not None}
     labels = splits["train"].labels
     if int(labels.min()) < 0:
@@ -528,7 +554,13 @@ def _from_objects(data: Any, settings: Settings) -> ImageData:
     images = splits["train"].images
     statistics = _statistics(images)
     return _named(
-        "custom", tuple(names), statistics, splits["train"], splits.get("validation"), splits.get("test"), settings
+        "custom",
+        tuple(names),
+        statistics,
+        splits["train"],
+        splits.get("validation"),
+        splits.get("test"),
+        settings,
     )
 
 
@@ -551,19 +583,21 @@ def _in_memory(dataset: Any, name: str) -> MemorySplit:
     if isinstance(images, Tensor) and isinstance(labels, Tensor) and images.dtype == torch.uint8:
         images = images[:, None] if images.ndim == 3 else images
         return MemorySplit(images.cpu(), torch.tensor([_label(y, i) for i, y in enumerate(labels.tolist())]))
-    try:
-        count = len(dataset)
-    except TypeError:
+    if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
         raise InputError(
             f"the {name} data is {type(dataset).__name__}; expected a data set name ({', '.join(NAMES)}), "
             "an ImageData, or a map-style data set of (image, label)"
-        ) from None
-    stacked, targets = torch.empty(0, dtype=torch.uint8), torch.empty(count, dtype=torch.int64)
+        )
+    count = len(dataset)
+    stacked, labels = torch.empty(0, dtype=torch.uint8), []
     for index in range(count):
         item = dataset[index]
         if not isinstance(item, tuple | list) or len(item) != 2:
-            raise InputError(f"item {index} of the {name} data is {type(item).__name__}; expected (image, label)")
-        image, targets[index] = _pixels(item[0], index), _label(item[1], index)
+            raise InputError(
+                f"item {index} of the {name} data is {type(item).__name__}; expected (image, label)"
+            )
+        image = _pixels(item[0], index)
+        labels.append(_label(item[1], index))
         if index == 0:
             if count * image.numel() > _MEMORY_LIMIT:
                 raise InputError(
@@ -572,37 +606,41 @@ def _in_memory(dataset: Any, name: str) -> MemorySplit:
             stacked = torch.empty(count, *image.shape, dtype=torch.uint8)
         if image.shape != stacked.shape[1:]:
             raise InputError(
-                f"image {index} of the {name} data is {list(image.shape)}, image 0 is {list(stacked.shape[1:])}; "
-                "for images of different sizes use folder:PATH"
+                f"image {index} of the {name} data is {list(image.shape)}, the first is "
+                f"{list(stacked.shape[1:])}; for images of different sizes use folder:PATH"
             )
         stacked[index] = image
     if not count:
         raise InputError(f"the {name} data has no images")
-    return MemorySplit(stacked, targets)
+    return MemorySplit(stacked, torch.tensor(labels))
 
 
 def _label(label: Any, index: int) -> int:
     """The label of sample ``index`` as an int; a float, bool, vector or name is refused."""
-    value = label.item() if isinstance(label, Tensor | np.generic | np.ndarray) and label.size_ok else label
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InputError(f"label {index} is {label!r}; expected a whole number from 0 to K-1")
-    return value
+    try:
+        if not isinstance(label, bool):
+            return operator.index(label)
+    except TypeError:
+        pass
+    raise InputError(f"label {index} is {label!r}; expected a whole number from 0 to K-1")
 
 
 def _pixels(image: Any, index: int) -> Tensor:
     """One image as uint8 ``[C,H,W]``: greyscale stays one channel, every other PIL mode becomes RGB."""
     if isinstance(image, Image.Image):
-        array = np.array(image if image.mode == "L" else _rgb(image))
+        array = np.array(_rgb(image).convert("L" if image.mode == "L" else "RGB"))
         return torch.from_numpy(array).reshape(*array.shape[:2], -1).permute(2, 0, 1)
     if not isinstance(image, Tensor | np.ndarray):
         raise InputError(f"image {index} is {type(image).__name__}; expected a PIL image, or uint8 [C, H, W]")
-    pixels = torch.as_tensor(image).detach().cpu()
+    pixels = image.detach().cpu() if isinstance(image, Tensor) else torch.from_numpy(np.array(image))
     pixels = pixels[None] if pixels.ndim == 2 else pixels
     if pixels.ndim != 3 or pixels.shape[-1] <= 4 < pixels.shape[0]:
-        raise InputError(f"image {index} is {list(pixels.shape)}; expected [C, H, W] (channels first) or [H, W]")
+        raise InputError(
+            f"image {index} is {list(pixels.shape)}; expected [C, H, W] (channels first) or [H, W]"
+        )
     if pixels.is_floating_point():
         exact = (pixels * 255).round().clamp(0, 255).to(torch.uint8)
-        if torch.equal(exact.to(pixels.dtype) / 255, pixels):
+        if torch.allclose(exact.to(pixels.dtype) / 255, pixels, rtol=0, atol=1e-5):
             return exact
     if pixels.dtype != torch.uint8:
         raise InputError(

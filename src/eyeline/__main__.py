@@ -1,0 +1,7 @@
+"""``python -m eyeline``."""
+
+import sys
+
+from eyeline.cli import main
+
+sys.exit(main())

@@ -1,0 +1,301 @@
+"""The verbs: one function each, which the command line and the recipes call as they are.
+
+No heavy import at the top: ``eyeline --help`` reads this file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from eyeline.settings import Settings
+
+if TYPE_CHECKING:
+    from torch import nn
+
+VERBS = ("train", "distill", "study", "look", "report", "demo")
+
+Verb = TypeVar("Verb", bound=Callable[..., Any])
+
+
+def _with_settings(verb: Verb) -> Verb:
+    """Let a verb's ``**settings`` be the fields of Settings: in its signature, its documentation and its checks."""
+    own = inspect.signature(verb, eval_str=True)
+    hints = inspect.get_annotations(Settings, eval_str=True)
+    parameters = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    documented = []
+    for field in dataclasses.fields(Settings):
+        if field.name in own.parameters:
+            continue
+        parameters.append(
+            inspect.Parameter(
+                field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+            )
+        )
+        documented.append(f"        {field.name}: {field.metadata['doc'].replace('%%', '%')}")
+
+    @functools.wraps(verb)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        Settings.of(**{k: v for k, v in kwargs.items() if k not in own.parameters})
+        return verb(*args, **kwargs)
+
+    call.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+    call.__doc__ = inspect.cleandoc(verb.__doc__ or "").replace(
+        "    settings: see below", "\n".join(line[4:] for line in documented)
+    )
+    return call  # type: ignore[return-value]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A finished run: its folder, and the figures of its ``result.json``."""
+
+    folder: Path
+    result: dict[str, Any]
+
+    def load(self) -> nn.Module:
+        """The trained network, see :func:`load`."""
+        return load(self.folder)
+
+
+@_with_settings
+def train(
+    model: str | Any,
+    data: str | Any,
+    out: str | None = None,
+    *,
+    pretrained: bool = False,
+    weights: str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    **settings: Any,
+) -> Run:
+    """Train a network alone, from labels: a teacher, or a baseline.
+
+    Args:
+        model: a timm name, torchvision/NAME, wrn_16_1 and its family, a run folder, or an nn.Module
+        data: fashion_mnist, fashion_mnist_sample, cifar10, cifar100, folder:PATH, or a Python data set
+        out: folder of the run (default: under runs/)
+        pretrained: start from the published weights
+        weights: checkpoint to start from (safetensors)
+        resume: continue the run that is in the folder
+        overwrite: replace the run that is in the folder
+        settings: see below
+
+    Returns:
+        The finished run; ``run.load()`` is the network.
+
+    Raises:
+        InputError: something given cannot work; raised before training.
+    """
+    from eyeline import jobs
+
+    recipe = {"model": model, "data": data, "pretrained": pretrained, "weights": weights}
+    return jobs.train(recipe, Settings.of(**settings), out=out, resume=resume, overwrite=overwrite)
+
+
+@_with_settings
+def distill(
+    student: str | Any,
+    teacher: str | Any,
+    data: str | Any,
+    out: str | None = None,
+    *,
+    method: str | dict[str, Any] = "at+kd",
+    layers: str | list[str] = "auto",
+    student_weights: str | None = None,
+    teacher_weights: str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    **settings: Any,
+) -> Run:
+    """Train a student with a teacher's help.
+
+    Args:
+        student: a timm name, torchvision/NAME, wrn_16_1 and its family, a run folder, or an nn.Module
+        teacher: a run folder, a name (with its published weights), or an nn.Module
+        data: fashion_mnist, fashion_mnist_sample, cifar10, cifar100, folder:PATH, or a Python data set
+        out: folder of the run (default: under runs/)
+        method: ce, kd, at, at+kd, or a mapping such as {at: {weight: 1000, exponent: 2}, kd: {temperature: 4}}
+        layers: auto, or names: layer3, or student_layer:teacher_layer
+        student_weights: checkpoint from which the student starts (safetensors)
+        teacher_weights: checkpoint of a teacher that is given by name (safetensors)
+        resume: continue the run that is in the folder
+        overwrite: replace the run that is in the folder
+        settings: see below
+
+    Returns:
+        The finished run; ``run.load()`` is the student.
+
+    Raises:
+        InputError: something given cannot work; raised before training.
+    """
+    from eyeline import jobs
+
+    recipe = {
+        "student": student,
+        "teacher": teacher,
+        "data": data,
+        "method": method,
+        "layers": layers,
+        "student_weights": student_weights,
+        "teacher_weights": teacher_weights,
+    }
+    return jobs.distill(recipe, Settings.of(**settings), out=out, resume=resume, overwrite=overwrite)
+
+
+@_with_settings
+def study(
+    student: str | Any,
+    teacher: str | Any,
+    data: str | Any,
+    out: str | None = None,
+    *,
+    methods: list[str] | dict[str, Any] = ["kd", "at", "at+kd"],  # noqa: B006 (never changed)
+    seeds: int | list[int] = 5,
+    layers: str | list[str] = "auto",
+    teacher_weights: str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    **settings: Any,
+) -> Run:
+    """Compare methods with the student alone: one protocol, several seeds, paired intervals.
+
+    The test split is read once a run, after its last epoch. Finished runs are not repeated with --resume true.
+
+    Args:
+        student: a timm name, torchvision/NAME, wrn_16_1 and its family, or a function that makes an nn.Module
+        teacher: a run folder, a name (with its published weights), or an nn.Module
+        data: fashion_mnist, fashion_mnist_sample, cifar10, cifar100, folder:PATH, or a Python data set
+        out: folder of the study (default: under runs/)
+        methods: what to compare: a list of method strings, or a mapping from a name of yours to a method
+        seeds: how many (0, 1, ...), or a list of them
+        layers: auto, or names: layer3, or student_layer:teacher_layer
+        teacher_weights: checkpoint of a teacher that is given by name (safetensors)
+        resume: continue the study that is in the folder
+        overwrite: replace the study that is in the folder
+        settings: see below
+
+    Returns:
+        The finished study; its result is the content of ``study.json``.
+
+    Raises:
+        InputError: something given cannot work; raised before training.
+    """
+    from eyeline import jobs
+
+    recipe = {
+        "student": student,
+        "teacher": teacher,
+        "data": data,
+        "methods": methods,
+        "seeds": seeds,
+        "layers": layers,
+        "teacher_weights": teacher_weights,
+    }
+    return jobs.study(recipe, Settings.of(**settings), out=out, resume=resume, overwrite=overwrite)
+
+
+def look(
+    model: str | Any,
+    images: str | Any,
+    out: str = "look.png",
+    *,
+    layers: str | list[str] = "auto",
+    maps: list[str] = ["sum^1", "sum^2", "sum^4", "max^2"],  # noqa: B006 (never changed)
+    count: int = 4,
+    pretrained: bool = False,
+    weights: str | None = None,
+) -> Path:
+    """Draw where a network looks: attention maps by layer and map function, in one picture.
+
+    Args:
+        model: a run folder, a name, or an nn.Module
+        images: an image file, a folder of images, or a data set (fashion_mnist_sample, its test images)
+        out: the picture, PNG
+        layers: auto, or names
+        maps: map functions: sum^P or max^P with an exponent P of at least 1
+        count: how many images, at most
+        pretrained: load the published weights of a model given by name
+        weights: checkpoint of a model given by name (safetensors)
+
+    Returns:
+        The path of the picture.
+
+    Raises:
+        InputError: something given cannot work.
+    """
+    from eyeline import jobs
+
+    return jobs.look(model, images, Path(out), layers, maps, count, pretrained, weights)
+
+
+def report(folder: str | Path, out: str | None = None) -> Path:
+    """Write the page of a study or a run: table, curves, attention maps, protocol.
+
+    Args:
+        folder: of a study or a run
+        out: the page, HTML (default: report.html in the folder)
+
+    Returns:
+        The path of the page; it needs no network.
+
+    Raises:
+        InputError: the folder is no study or run, or is damaged.
+    """
+    from eyeline.report import write_page
+
+    return write_page(Path(folder), None if out is None else Path(out))
+
+
+def demo(
+    out: str = "runs/demo",
+    *,
+    seeds: int | list[int] = 3,
+    full: bool = False,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Run:
+    """Compare the student alone, KD, AT and AT+KD on real images, and write the page of the results.
+
+    A teacher trained on all of Fashion-MNIST helps a student that has few labelled images of it; both come with
+    the package. It takes a few minutes on two cores.
+
+    Args:
+        out: folder of the study
+        seeds: how many (0, 1, ...), or a list of them
+        full: train everything, teacher included, on the whole of Fashion-MNIST (hours)
+        resume: continue the demo that is in the folder
+        overwrite: replace the demo that is in the folder
+
+    Returns:
+        The finished study.
+    """
+    from eyeline import jobs
+
+    return jobs.demo(Path(out), seeds, full, resume=resume, overwrite=overwrite)
+
+
+def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
+    """Rebuild the trained network of a run, in evaluation mode.
+
+    Args:
+        folder: of a run of ``train`` or ``distill``.
+        model: the network to load the weights into, for a run that was made with a Python object.
+
+    Returns:
+        The network, ``[N, C, H, W]`` -> logits ``[N, K]``. ``network.preprocess`` makes its input from PIL
+        images or uint8 tensors, ``network.classes`` names its outputs.
+
+    Raises:
+        InputError: the folder holds no finished run, or its weights are damaged.
+    """
+    from eyeline import jobs
+
+    return jobs.load(Path(folder).expanduser(), model)
+
+

@@ -1,0 +1,1 @@
+"""What data, which views of it, and in which batches."""

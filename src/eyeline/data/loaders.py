@@ -1,0 +1,152 @@
+"""In which batches a network sees its images: a stream of training steps, and the batches of an evaluation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from eyeline.data.sources import FileSplit, MemorySplit, Split
+from eyeline.data.views import CropFlip, Normalization, SeededTransform, epoch_order, train_transform
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's images, as a network takes them."""
+
+    images: Tensor
+    """``[B, C, H, W]`` float32, normalised, channels_last."""
+    labels: Tensor
+    """``[B]`` int64."""
+    indices: Tensor
+    """``[B]`` int64: which samples of the split."""
+
+
+class TrainingStream:
+    """The batches of a whole run, from any step on.
+
+    Each epoch visits every image once, in an order that depends on (seed, epoch) alone, in batches as equal as
+    possible (so never a last batch of one image). The view of a sample depends on (view_seed, epoch, index).
+
+    Args:
+        split: the training images.
+        batch_size: images a step over all processes; the batches are not larger.
+        augmentation: ``crop+flip``, ``flip``, ``none``, ``resized-crop`` (files only).
+        normalization: applied on the device.
+        seed: of the order.
+        view_seed: of the views.
+        device: where the batches go.
+        rank, world: this process and their number; each takes its share of every batch.
+        size: side of the crop, for files.
+        workers: processes that decode files.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        *,
+        batch_size: int,
+        augmentation: str,
+        normalization: Normalization,
+        seed: int = 0,
+        view_seed: int = 0,
+        device: torch.device | str = "cpu",
+        rank: int = 0,
+        world: int = 1,
+        size: int = 224,
+        workers: int | None = None,
+    ) -> None:
+        self.split = split
+        self.steps_per_epoch = -(-len(split) // batch_size)
+        self.normalization, self.seed, self.view_seed = normalization, seed, view_seed
+        self.device, self.rank, self.world = torch.device(device), rank, world
+        self.augmentation, self.size, self.workers = augmentation, size, workers
+        self.labels = split.labels.to(self.device)
+        if isinstance(split, MemorySplit):
+            padding = 4 if augmentation == "crop+flip" else 0
+            self.view = CropFlip(split.images.to(self.device), padding, flip=augmentation != "none")
+        self._order: tuple[int, Tensor] = (-1, torch.empty(0))
+
+    def indices(self, step: int) -> tuple[int, Tensor]:
+        """The epoch of a step, and the samples that this process sees in it."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        if self._order[0] != epoch:
+            self._order = (epoch, epoch_order(self.seed, epoch, len(self.split)))
+        return epoch, self._order[1].tensor_split(self.steps_per_epoch)[position][self.rank :: self.world]
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        """The batches of the steps ``start ... stop - 1``."""
+        if isinstance(self.split, MemorySplit):
+            for step in range(start, stop):
+                epoch, indices = self.indices(step)
+                indices = indices.to(self.device, non_blocking=True)
+                views = self.view(indices, self.view_seed, epoch)
+                yield Batch(self.normalization(views), self.labels[indices], indices)
+            return
+        transform = SeededTransform(train_transform(self.augmentation, self.size))
+        files = _Files(self.split, transform, self.view_seed)
+        for images, indices in _loader(files, _Steps(self, start, stop), self.workers, self.device):
+            indices = indices.to(self.device, non_blocking=True)
+            images = images.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+            yield Batch(self.normalization(images), self.labels[indices], indices)
+
+
+def evaluation_batches(
+    split: Split,
+    normalization: Normalization,
+    *,
+    device: torch.device | str = "cpu",
+    batch_size: int = 500,
+    size: int = 224,
+    workers: int | None = None,
+) -> Iterator[Batch]:
+    """The images of a split once, in their order, as they are (files: the central crop)."""
+    device = torch.device(device)
+    chunks = torch.arange(len(split)).split(batch_size)
+    if isinstance(split, MemorySplit):
+        for indices in chunks:
+            images = split.images[indices].to(device, non_blocking=True)
+            images = images.contiguous(memory_format=torch.channels_last)
+            yield Batch(normalization(images), split.labels[indices].to(device), indices.to(device))
+        return
+    files = _Files(split, SeededTransform(train_transform("none", size)), 0)
+    steps = [[(0, int(i)) for i in indices] for indices in chunks]
+    for images, indices in _loader(files, steps, workers, device):
+        images = images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+        yield Batch(normalization(images), split.labels[indices].to(device), indices.to(device))
+
+
+class _Files(Dataset[tuple[Tensor, int]]):
+    """Decodes and transforms one file for (epoch, index)."""
+
+    def __init__(self, split: FileSplit, transform: SeededTransform, seed: int) -> None:
+        self.split, self.transform, self.seed = split, transform, seed
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
+        epoch, index = key
+        return self.transform(self.split.load(index), self.seed, epoch, index), index
+
+
+class _Steps:
+    """The (epoch, index) keys of the batches of some steps, made when they are asked for."""
+
+    def __init__(self, stream: TrainingStream, start: int, stop: int) -> None:
+        self.stream, self.start, self.stop = stream, start, stop
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for step in range(self.start, self.stop):
+            epoch, indices = self.stream.indices(step)
+            yield [(epoch, int(i)) for i in indices]
+
+
+def _loader(files: _Files, steps: _Steps | list[list[tuple[int, int]]], workers: int | None, device: torch.device) -> Any:
+    workers = (os.cpu_count() or 1) if workers is None else workers
+    return DataLoader(files, batch_sampler=steps, num_workers=workers, pin_memory=device.type == "cuda")

@@ -1,0 +1,201 @@
+"""Views of images: which augmentation a sample gets, a pure function of (seed, epoch, sample).
+
+Nothing here keeps a random state. The bits behind a decision are a hash of the three numbers, in int64 tensor
+arithmetic, which is exact on every device; so a view is the same bit for bit whatever the batch, the order, the
+number of workers or of devices, and a run can resume, or a teacher be asked again, at any sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+
+from eyeline.errors import InputError
+
+_MASK = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+_MIX1, _MIX2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+
+
+def mix(*numbers: int) -> int:
+    """Hash whole numbers into 64 bits (the finaliser of splitmix64, Steele et al. 2014, chained)."""
+    state = 0
+    for number in numbers:
+        state = (state + number + _GOLDEN) & _MASK
+        state = ((state ^ (state >> 30)) * _MIX1) & _MASK
+        state = ((state ^ (state >> 27)) * _MIX2) & _MASK
+        state ^= state >> 31
+    return state
+
+
+def random_bits(seed: int, epoch: int, indices: Tensor) -> Tensor:
+    """``mix(seed, epoch, index)`` for every index: ``[B]`` int64 -> ``[B]`` int64 of 64 random bits each."""
+    state = indices + _signed(mix(seed, epoch) + _GOLDEN)
+    state = (state ^ _shifted(state, 30)) * _signed(_MIX1)
+    state = (state ^ _shifted(state, 27)) * _signed(_MIX2)
+    return state ^ _shifted(state, 31)
+
+
+def _signed(number: int) -> int:
+    number &= _MASK
+    return number - (1 << 64) if number >> 63 else number
+
+
+def _shifted(bits: Tensor, by: int) -> Tensor:
+    """Logical shift to the right: torch's own copies the sign."""
+    return (bits >> by) & ((1 << (64 - by)) - 1)
+
+
+def _choice(bits: Tensor, lowest: int, choices: int) -> Tensor:
+    """A number below ``choices`` from the 20 bits that start at ``lowest``."""
+    return (((bits >> lowest) & 0xFFFFF) * choices) >> 20
+
+
+def epoch_order(seed: int, epoch: int, length: int) -> Tensor:
+    """The order in which an epoch visits its samples: a permutation of ``range(length)``."""
+    generator = torch.Generator().manual_seed(mix(seed, epoch, 0x6F72646572) >> 1)
+    return torch.randperm(length, generator=generator)
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """From bytes to the numbers a network takes: ``(x / 255 - mean) / std`` by channel, float32."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """``[N, C, H, W]`` uint8 -> float32, in the same memory format."""
+        shape = (1, len(self.mean), 1, 1)
+        mean = torch.tensor(self.mean, device=images.device).view(shape) * 255
+        std = torch.tensor(self.std, device=images.device).view(shape) * 255
+        return images.float().sub_(mean).div_(std)
+
+
+class CropFlip:
+    """Reflect-pad, crop at random, flip horizontally at random: a whole batch from images in memory.
+
+    Args:
+        images: ``[M, C, H, W]`` uint8, the whole split; kept padded, on the device it lies on.
+        padding: pixels on each side; the crop's offset is uniform over ``0 ... 2 * padding`` on each axis.
+        flip: flip half of the views.
+    """
+
+    def __init__(self, images: Tensor, padding: int = 4, flip: bool = True) -> None:
+        self.count, self.channels, self.height, self.width = images.shape
+        if padding >= min(self.height, self.width):
+            raise InputError(f"padding of {padding} by reflection needs images larger than that; they are "
+                             f"{self.height}x{self.width}")
+        self.padding, self.flip = padding, flip
+        rows, columns = (_reflected(length, padding).to(images.device) for length in images.shape[2:])
+        # channels last: a row of a crop is then one contiguous piece
+        self.padded = images.permute(0, 2, 3, 1)[:, rows][:, :, columns].contiguous()
+
+    def __call__(self, indices: Tensor, seed: int, epoch: int) -> Tensor:
+        """``[B]`` int64 -> ``[B, C, H, W]`` uint8, channels_last."""
+        bits = random_bits(seed, epoch, indices)
+        offsets = 2 * self.padding + 1
+        row = self.padded.stride(1)
+        windows = self.padded.as_strided(
+            (self.count, offsets, offsets, self.height, self.width * self.channels),
+            (self.padded.stride(0), row, self.channels, row, 1),
+        )
+        views = windows[indices, _choice(bits, 0, offsets), _choice(bits, 20, offsets)]
+        views = views.view(-1, self.height, self.width, self.channels)
+        if self.flip:
+            views = torch.where((_choice(bits, 40, 2) == 1).view(-1, 1, 1, 1), views.flip(2), views)
+        return views.permute(0, 3, 1, 2)
+
+
+def _reflected(length: int, padding: int) -> Tensor:
+    """Indices that pad an axis by reflection, the edge not repeated."""
+    index = torch.arange(-padding, length + padding).abs()
+    return length - 1 - (length - 1 - index).abs()
+
+
+class SeededTransform:
+    """A random image transform made a function of (seed, epoch, sample): its draws come from a seed of the three.
+
+    Args:
+        transform: any torchvision v2 transform (or timm's), PIL image -> uint8 tensor ``[C, H, W]``.
+    """
+
+    def __init__(self, transform: Any) -> None:
+        self.transform = transform
+
+    def __call__(self, image: Image.Image, seed: int, epoch: int, index: int) -> Tensor:
+        """One view of one image."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(mix(seed, epoch, index) >> 1)
+            return self.transform(image)
+
+
+def train_transform(kind: str, size: int) -> Any:
+    """The augmentation of large images: PIL image -> ``[3, size, size]`` uint8."""
+    steps: list[Any] = {
+        "resized-crop": [v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()],
+        "crop+flip": [
+            *_centre(size),
+            v2.RandomCrop(size, padding=max(4, size // 8), padding_mode="reflect"),
+            v2.RandomHorizontalFlip(),
+        ],
+        "flip": [*_centre(size), v2.RandomHorizontalFlip()],
+        "none": _centre(size),
+    }[kind]
+    return v2.Compose([*steps, v2.PILToTensor()])
+
+
+def _centre(size: int) -> list[Any]:
+    # the usual evaluation view: the central 7/8 of the shorter side
+    return [v2.Resize(round(size * 8 / 7), antialias=True), v2.CenterCrop(size)]
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """The evaluation view of a model: from images as they come to the batch it takes.
+
+    Attributes:
+        channels: 1 or 3.
+        size: ``(H, W)``; images of another size are resized and centre-cropped to it.
+        normalization: mean and std by channel.
+    """
+
+    channels: int
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def pixels(self, image: Image.Image) -> Tensor:
+        """``[C, H, W]`` uint8."""
+        height, width = self.size
+        image = image.convert("L" if self.channels == 1 else "RGB")
+        if image.size != (width, height):
+            side = min(height, width)
+            scale = side if side <= 64 else round(side * 8 / 7)
+            image = v2.Compose([v2.Resize(scale, antialias=True), v2.CenterCrop((height, width))])(image)
+        return torch.from_numpy(np.array(image, dtype=np.uint8)).view(height, width, self.channels).permute(2, 0, 1)
+
+    def __call__(self, images: Image.Image | Tensor | Sequence[Image.Image]) -> Tensor:
+        """A PIL image, several, or a uint8 tensor ``[N, C, H, W]`` -> float32 ``[N, C, H, W]``.
+
+        Raises:
+            InputError: a tensor of another type or number of channels.
+        """
+        if isinstance(images, Tensor):
+            if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != self.channels:
+                raise InputError(
+                    f"images of shape {list(images.shape)} and dtype {images.dtype}; "
+                    f"expected uint8 [N, {self.channels}, H, W]"
+                )
+            batch = images
+        else:
+            listed = [images] if isinstance(images, Image.Image) else list(images)
+            batch = torch.stack([self.pixels(image) for image in listed])
+        return Normalization(self.mean, self.std)(batch)

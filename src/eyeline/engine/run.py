@@ -1,0 +1,228 @@
+"""The folder of one run: what was asked, what happened, and what came out. Every file is written whole or not."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import io
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from eyeline import __version__
+from eyeline.errors import InputError
+
+RECIPE, METRICS, CHECKPOINT, RESULT, MODEL = (
+    "recipe.yaml",
+    "metrics.csv",
+    "last.ckpt",
+    "result.json",
+    "model.json",
+)
+# what may differ between a run and its continuation
+_FREE = {"out", "resume", "overwrite", "progress", "workers", "checkpoint_every", "data_root", "download"}
+
+
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file beside its place, then rename it: the file is always whole, old or new.
+
+    Raises:
+        InputError: the disk is full, or the folder cannot be written; the earlier file is kept.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        write(temporary)
+        temporary.chmod(mode)  # safetensors makes its files readable for their owner only
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        # torch and safetensors report a failed write as a RuntimeError of their own
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or (
+            isinstance(error, RuntimeError) and shutil.disk_usage(path.parent).free < 1 << 20
+        )
+        if not full and not isinstance(error, OSError):
+            raise
+        cause = "the disk is full" if full else error.strerror if isinstance(error, OSError) else error
+        raise InputError(
+            f"could not write {path}: {cause}; nothing was lost: an earlier {path.name} is kept, "
+            "and the run continues from it with --resume true"
+        ) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text atomically."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path, what: str) -> Any:
+    """Read a JSON file of ours.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; expected {what}") from None
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path} is damaged ({error}); expected {what}") from error
+
+
+class RunFolder:
+    """One run's folder.
+
+    Args:
+        path: where; made if it does not exist.
+        recipe: the resolved arguments of the verb, with the verb under ``"verb"``.
+        resume: continue a run that is there, with the same recipe.
+        overwrite: replace a run that is there.
+
+    Raises:
+        InputError: a run is there and neither ``resume`` nor ``overwrite`` was given, it has another recipe, or
+            the folder holds something that is no run.
+    """
+
+    def __init__(
+        self, path: str | Path, recipe: Mapping[str, Any], *, resume: bool = False, overwrite: bool = False
+    ) -> None:
+        self.path = Path(path).expanduser()
+        self.recipe = plain(recipe)
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"{self.path} is a file; expected a folder for the run")
+        if self.path.is_dir() and any(self.path.iterdir()):
+            if not (self.path / RECIPE).exists():
+                raise InputError(f"{self.path} holds files that are no run of eyeline; choose another folder with --out")
+            if overwrite:
+                shutil.rmtree(self.path)
+            elif resume:
+                self._check_same_recipe()
+            else:
+                raise InputError(
+                    f"{self.path} holds a run already; continue it with --resume true, "
+                    "replace it with --overwrite true, or choose another folder with --out"
+                )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot make the folder {self.path}: {error.strerror}") from error
+        header = f"# eyeline {self.recipe['verb']} --config {RECIPE} --out ANOTHER_FOLDER   repeats this run\n"
+        body = {k: v for k, v in self.recipe.items() if k != "verb"}
+        write_text(self.path / RECIPE, header + yaml.safe_dump(body, sort_keys=False, allow_unicode=True))
+        write_json(self.path / "environment.json", environment())
+
+    def _check_same_recipe(self) -> None:
+        try:
+            before = yaml.safe_load((self.path / RECIPE).read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise InputError(f"{self.path / RECIPE} is damaged ({error}); start anew with --overwrite true") from error
+        names = sorted((set(before) | set(self.recipe)) - _FREE - {"verb"})
+        changed = [f"{n} was {before.get(n)!r}, is {self.recipe.get(n)!r}" for n in names
+                   if before.get(n) != self.recipe.get(n)]
+        if changed:
+            raise InputError(f"{self.path} holds a run with another recipe ({'; '.join(changed)}); "
+                             "resume with the same, or choose another folder with --out")
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """The final figures, once the run is done."""
+        path = self.path / RESULT
+        return read_json(path, "the result of a run") if path.exists() else None
+
+    def save_checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Replace the checkpoint, whole or not at all."""
+        write_atomically(self.path / CHECKPOINT, lambda temporary: torch.save(dict(state), temporary))
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """The last checkpoint, if there is one.
+
+        Raises:
+            InputError: it is truncated or not ours.
+        """
+        path = self.path / CHECKPOINT
+        if not path.exists():
+            return None
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            if state["format"] == 1:
+                return state
+        except Exception as error:  # torch.load fails in many ways on bytes that are no checkpoint
+            raise InputError(
+                f"checkpoint {path} is truncated or not one of eyeline ({type(error).__name__}); "
+                "start anew with --overwrite true"
+            ) from error
+        raise InputError(f"checkpoint {path} has format {state['format']}, expected 1: made by another version")
+
+    def read_metrics(self) -> list[dict[str, float]]:
+        """The rows of ``metrics.csv``, one an epoch."""
+        path = self.path / METRICS
+        if not path.exists():
+            return []
+        with path.open(newline="", encoding="utf-8") as file:
+            return [{k: float(v) for k, v in row.items() if v not in ("", None)} for row in csv.DictReader(file)]
+
+    def write_metrics(self, rows: list[dict[str, float]]) -> None:
+        """Replace ``metrics.csv``."""
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(self.path / METRICS, text.getvalue())
+
+
+def plain(value: Any) -> Any:
+    """The same value of mappings, lists, strings, numbers and nothing else, for YAML and JSON."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    return f"<{type(value).__module__}.{type(value).__qualname__} object>"
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware, for the record of a run."""
+    packages = ("torch", "torchvision", "timm", "lightning-fabric", "numpy")
+    versions: dict[str, str | None] = {"eyeline": __version__}
+    for package in packages:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "versions": versions,
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

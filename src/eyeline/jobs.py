@@ -1,0 +1,546 @@
+"""The work behind the verbs: resolve what was named, run, and keep the figures."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import save_file
+from torch import nn
+
+from eyeline import models
+from eyeline.api import Run
+from eyeline.data.sources import ImageData, load_data
+from eyeline.data.views import Preprocess, mix
+from eyeline.distiller import Distiller
+from eyeline.engine.run import (
+    CHECKPOINT,
+    MODEL,
+    RESULT,
+    RunFolder,
+    environment,
+    read_json,
+    write_atomically,
+    write_json,
+)
+from eyeline.engine.trainer import Device, console, evaluation_stream, fit
+from eyeline.errors import InputError
+from eyeline.evaluate import attention_loss, evaluate
+from eyeline.evaluate.statistics import paired_difference, summary
+from eyeline.layers import probe_output
+from eyeline.objective import method_name, resolve_method
+from eyeline.settings import Settings
+
+BASELINE = "ce"
+
+
+@dataclass(frozen=True)
+class _Teacher:
+    """A loaded teacher, and what it was called."""
+
+    name: str
+    network: nn.Module
+
+
+def train(recipe: dict[str, Any], settings: Settings, *, out: str | None, resume: bool, overwrite: bool) -> Run:
+    data = load_data(recipe["data"], settings)
+    network = _seeded(
+        settings.seed, lambda: _network(recipe["model"], data, recipe["pretrained"], recipe["weights"])
+    )
+    folder = _folder(out, "train", [_shown(recipe["model"]), data.name], settings, recipe, resume, overwrite)
+    return _run("train", folder, recipe["model"], network, None, data, BASELINE, "auto", settings)
+
+
+def distill(recipe: dict[str, Any], settings: Settings, *, out: str | None, resume: bool, overwrite: bool) -> Run:
+    method = resolve_method(recipe["method"])
+    data = load_data(recipe["data"], settings)
+    teacher = _teacher(recipe["teacher"], data, recipe["teacher_weights"])
+    student = _seeded(
+        settings.seed, lambda: _network(recipe["student"], data, False, recipe["student_weights"])
+    )
+    # every mistake shows before a folder is made
+    _check(student, teacher, method, recipe["layers"], data, settings)
+    recipe = {**recipe, "method": method}
+    parts = [_shown(recipe["student"]), method_name(method), data.name]
+    folder = _folder(out, "distill", parts, settings, recipe, resume, overwrite)
+    return _run("distill", folder, recipe["student"], student, teacher, data, method, recipe["layers"], settings)
+
+
+def study(recipe: dict[str, Any], settings: Settings, *, out: str | None, resume: bool, overwrite: bool) -> Run:
+    methods = _methods(recipe["methods"])
+    seeds = list(range(recipe["seeds"])) if isinstance(recipe["seeds"], int) else list(recipe["seeds"])
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise InputError(f"seeds are {recipe['seeds']!r}; expected a number of at least 1, or different seeds")
+    data = load_data(recipe["data"], settings)
+    teacher = _teacher(recipe["teacher"], data, recipe["teacher_weights"])
+    student = recipe["student"]
+    make = functools.partial(_network, student, data, False, None)
+    example = make()
+    for method in methods.values():
+        _check(example, teacher, method, recipe["layers"], data, settings)
+
+    recipe = {**recipe, "methods": methods, "seeds": seeds}
+    path = _out(out, "study", [_shown(student), data.name])
+    record = RunFolder(path, _complete("study", recipe, settings), resume=resume, overwrite=overwrite)
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in methods}
+    for number, seed in enumerate(seeds):
+        for name, method in methods.items():
+            place = path / _file_name(name) / f"seed-{seed}"
+            seeded = dataclasses.replace(settings, seed=seed)
+            arguments = {k: recipe[k] for k in ("student", "teacher", "data", "layers", "teacher_weights")}
+            arguments |= {"method": method, "student_weights": None}
+            folder = RunFolder(place, _complete("distill", arguments, seeded), resume=True)
+            run = _run(
+                "distill",
+                folder,
+                student,
+                _seeded(seed, make),
+                teacher,
+                data,
+                method,
+                recipe["layers"],
+                seeded,
+                label=f"{name}, seed {number + 1} of {len(seeds)}",
+            )
+            runs[name].append({"seed": seed, "run": str(place.relative_to(path)), **_study_figures(run.result)})
+
+    figures = _teacher_figures(teacher, data, settings, path)
+    baseline = [run["test_accuracy"] for run in runs[BASELINE]]
+    entries = []
+    for name in methods:
+        entry: dict[str, Any] = {"method": name, "runs": runs[name], "summary": _summaries(runs[name])}
+        if name != BASELINE and None not in baseline:
+            entry["difference"] = paired_difference([run["test_accuracy"] for run in runs[name]], baseline)
+        entries.append(entry)
+    content = {
+        "kind": "study",
+        "verb": "study",
+        "recipe": record.recipe,
+        "environment": environment(),
+        "data": _described(data),
+        "teacher": figures,
+        "student": {"model": _shown(student), "parameters": models.parameter_count(example)},
+        "baseline": BASELINE,
+        "methods": entries,
+    }
+    write_json(path / "study.json", content)
+    _draw_attention(path, content, teacher, data)
+    return Run(path, content)
+
+
+def demo(out: Path, seeds: int | list[int], full: bool, *, resume: bool, overwrite: bool) -> Run:
+    from eyeline.report import study_table, write_page
+    from eyeline.report.tables import protocol
+
+    name = "demo_full" if full else "demo"
+    recipe = yaml.safe_load((resources.files("eyeline.data") / "assets" / f"{name}.yaml").read_text("utf-8"))
+    if full:
+        teacher = recipe.pop("train_teacher")
+        place = out / "teacher"
+        if not (place / RESULT).exists() or overwrite:
+            settings = {k: v for k, v in teacher.items() if k not in ("model", "data")}
+            train(
+                {"model": teacher["model"], "data": teacher["data"], "pretrained": False, "weights": None},
+                Settings.of(**settings),
+                out=str(place),
+                resume=resume,
+                overwrite=overwrite,
+            )
+        recipe["teacher"] = str(place)
+        out = out / "study"
+    arguments = {k: recipe.pop(k) for k in ("student", "teacher", "data", "methods")}
+    arguments |= {"seeds": seeds, "layers": recipe.pop("layers", "auto"), "teacher_weights": None}
+    run = study(arguments, Settings.of(**recipe), out=str(out), resume=resume, overwrite=overwrite)
+    page = write_page(run.folder)
+    console.print(study_table(run.result))
+    console.print(protocol(run.result))
+    console.print(f"\nThe page with the curves and the attention maps: [bold]{page.resolve()}[/bold]", soft_wrap=True)
+    return run
+
+
+def look(
+    model: Any,
+    images: Any,
+    out: Path,
+    layers: str | Sequence[str],
+    maps: Sequence[str],
+    count: int,
+    pretrained: bool,
+    weights: str | None,
+) -> Path:
+    from eyeline.attention import attention_map
+    from eyeline.data.sources import read_images
+    from eyeline.observe import Observer
+    from eyeline.report.pictures import look_figure, save_figure
+
+    functions = {name: _map_function(name) for name in maps}
+    network = _any_network(model, pretrained, weights)
+    preprocess = _preprocess(network)
+    pixels = read_images(images, preprocess, count)
+    observer = Observer(network.eval(), layers, (preprocess.channels, *preprocess.size))
+    with torch.no_grad():
+        features = observer(preprocess(pixels)).features
+    observer.close()
+    drawn = {
+        layer.name: {
+            name: attention_map(feature, exponent, reduce)  # type: ignore[arg-type]
+            for name, (reduce, exponent) in functions.items()
+        }
+        for layer, feature in zip(observer.layers, features, strict=True)
+    }
+    return save_figure(look_figure(pixels, drawn), out)
+
+
+def load(folder: Path, network: nn.Module | None = None) -> nn.Module:
+    described = read_json(folder / MODEL, "a finished run of eyeline train or distill")
+    if network is None:
+        if described["model"] is None:
+            raise InputError(
+                f"{folder} was trained from a Python object; give it: eyeline.load({str(folder)!r}, model=...)"
+            )
+        network = models.create_model(described["model"], described["num_classes"], described["in_chans"])
+    models.load_weights(network, folder / described["weights"])
+    preprocess = described["preprocess"]
+    network.preprocess = Preprocess(  # type: ignore[assignment]
+        preprocess["channels"], tuple(preprocess["size"]), tuple(preprocess["mean"]), tuple(preprocess["std"])
+    )
+    network.classes = tuple(described["classes"])  # type: ignore[assignment]
+    return network.eval()
+
+
+# --- one run ---------------------------------------------------------------------------------------------------
+
+
+def _run(
+    verb: str,
+    folder: RunFolder,
+    given: Any,
+    student: nn.Module,
+    teacher: _Teacher | None,
+    data: ImageData,
+    method: Any,
+    layers: str | Sequence[str],
+    settings: Settings,
+    label: str = "",
+) -> Run:
+    """Train, evaluate, and write what came out; a run that is finished already is read."""
+    if folder.result is not None:
+        return Run(folder.path, folder.result)
+    if data.skipped:
+        console.print(f"{len(data.skipped)} unreadable images of {data.name} were left out")
+    network = teacher.network if teacher else None
+    shape = _image_shape(data, settings)
+    distiller = Distiller(student, network, method, layers, shape)
+    fit(distiller, data, settings, folder, label=label)
+    distiller.close()
+
+    device = Device.of(settings)
+    weights = "model.safetensors" if verb == "train" else "student.safetensors"
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in student.state_dict().items()}
+    write_atomically(folder.path / weights, lambda temporary: save_file(state, temporary))
+    write_json(folder.path / MODEL, _model_card(given, student, data, settings, weights))
+
+    last = folder.read_metrics()[-1]
+    result: dict[str, Any] = {
+        "kind": "run",
+        "verb": verb,
+        "student" if verb == "distill" else "model": {
+            "model": _shown(given),
+            "parameters": models.parameter_count(student),
+        },
+        "method": method_name(method),
+        "layers": distiller.pairs,
+        "seed": settings.seed,
+        "data": _described(data),
+        "train_loss": last["ce"],
+        "train_accuracy": last["train_accuracy"],
+        "validation_accuracy": last["validation_accuracy"],
+        "validation_loss": last["validation_loss"],
+        "attention_loss": _attention_loss(student, teacher, data, settings, device, layers),
+        "test_accuracy": None,
+        "test_loss": None,
+    }
+    if teacher:
+        result["teacher"] = {"model": teacher.name, "parameters": models.parameter_count(teacher.network)}
+    if data.test is not None:
+        figures = evaluate(student, evaluation_stream(data.test, data, settings, device), device.autocast)
+        result |= {"test_accuracy": figures["accuracy"], "test_loss": figures["loss"]}
+    write_json(folder.path / RESULT, result)
+    (folder.path / CHECKPOINT).unlink(missing_ok=True)  # the run is done: its weights lie beside it
+    return Run(folder.path, result)
+
+
+def _attention_loss(
+    student: nn.Module,
+    teacher: _Teacher | None,
+    data: ImageData,
+    settings: Settings,
+    device: Device,
+    layers: str | Sequence[str],
+) -> float | None:
+    """On the validation images; none without a teacher, or for networks that have no maps to compare."""
+    if teacher is None:
+        return None
+    device.place(teacher.network)
+    batches = evaluation_stream(data.validation, data, settings, device)
+    try:
+        return attention_loss(
+            student, teacher.network, batches, device.autocast, layers, _image_shape(data, settings)
+        )
+    except InputError:
+        return None
+
+
+def _model_card(given: Any, network: nn.Module, data: ImageData, settings: Settings, weights: str) -> dict[str, Any]:
+    name = _architecture(given)
+    side = settings.image_size or 224
+    return {
+        "format": 1,
+        "model": name,
+        "num_classes": len(data.classes),
+        "in_chans": data.channels,
+        "parameters": models.parameter_count(network),
+        "weights": weights,
+        "classes": list(data.classes),
+        "preprocess": {
+            "channels": data.channels,
+            "size": list(data.size or (side, side)),
+            "mean": list(data.mean),
+            "std": list(data.std),
+        },
+    }
+
+
+def _seeded(seed: int, make: Callable[[], nn.Module]) -> nn.Module:
+    """A network whose initial weights depend on the seed alone."""
+    with torch.random.fork_rng():
+        torch.manual_seed(mix(seed, 0x696E6974) >> 1)
+        return make()
+
+
+# --- what was named --------------------------------------------------------------------------------------------
+
+
+def _network(given: Any, data: ImageData, pretrained: bool, weights: str | None) -> nn.Module:
+    """The network to train: a name, a run folder, a module (copied), or a function that makes one."""
+    if isinstance(given, nn.Module):
+        network = copy.deepcopy(given)
+        if weights is not None:
+            models.load_weights(network, weights)
+    elif isinstance(given, str) and _is_run(given):
+        network = load(Path(given).expanduser())
+    elif isinstance(given, str):
+        network = models.create_model(given, len(data.classes), data.channels, pretrained, weights)
+    elif callable(given):
+        network = given()
+    else:
+        raise InputError(f"model is {given!r}; expected a name, a run folder, an nn.Module or a function that makes one")
+    answered = probe_output(network, _image_shape(data, Settings()))
+    if answered != (len(data.classes),):
+        raise InputError(f"the network answers {list(answered)} for an image; {data.name} has {len(data.classes)} classes")
+    return network.train()
+
+
+def _teacher(given: Any, data: ImageData, weights: str | None) -> _Teacher:
+    """The teacher: with trained weights, never a fresh head."""
+    if isinstance(given, nn.Module):
+        network = given
+    elif isinstance(given, str) and _is_run(given):
+        network = load(Path(given).expanduser())
+    elif isinstance(given, str) and weights is not None:
+        network = models.create_model(given, len(data.classes), data.channels, weights=weights)
+    elif isinstance(given, str):
+        network = models.create_model(given, pretrained=True)
+        if _has_no_published_weights(network, given):
+            raise InputError(
+                f"no trained weights are published for {given}; give a run folder "
+                "(made with eyeline train), or a checkpoint with --teacher_weights"
+            )
+    else:
+        raise InputError(f"teacher is {given!r}; expected a run folder, a name or an nn.Module")
+    return _Teacher(_shown(given), network.eval().requires_grad_(False))
+
+
+def _has_no_published_weights(network: nn.Module, name: str) -> bool:
+    config = getattr(network, "pretrained_cfg", None) or {}
+    return name not in models.EMBEDDED and not name.startswith("torchvision/") and not (
+        config.get("url") or config.get("hf_hub_id") or config.get("file")
+    )
+
+
+def _check(
+    student: nn.Module,
+    teacher: _Teacher,
+    method: Any,
+    layers: str | Sequence[str],
+    data: ImageData,
+    settings: Settings,
+) -> None:
+    """Show every mistake before a folder is made."""
+    distiller = Distiller(student, teacher.network, method, layers, _image_shape(data, settings))
+    distiller.close()
+    if distiller.objective.needs_teacher and distiller.objective.needs("logits"):
+        answered = probe_output(teacher.network, _image_shape(data, settings))
+        if answered != (len(data.classes),):
+            raise InputError(
+                f"teacher {teacher.name} answers {list(answered)} for an image; {data.name} has "
+                f"{len(data.classes)} classes; train one on this data: eyeline train --model NAME --data {data.name}"
+            )
+
+
+def _any_network(given: Any, pretrained: bool, weights: str | None) -> nn.Module:
+    if isinstance(given, nn.Module):
+        return given
+    if not isinstance(given, str):
+        raise InputError(f"model is {given!r}; expected a name, a run folder or an nn.Module")
+    if _is_run(given):
+        return load(Path(given).expanduser())
+    return models.create_model(given, pretrained=pretrained or given in models.EMBEDDED, weights=weights)
+
+
+def _preprocess(network: nn.Module) -> Preprocess:
+    """The evaluation view of a network: of its run, of timm's configuration, or of ImageNet."""
+    own = getattr(network, "preprocess", None)
+    if isinstance(own, Preprocess):
+        return own
+    first = next((m for m in network.modules() if isinstance(m, nn.Conv2d)), None)
+    channels = first.in_channels if first else 3
+    config = getattr(network, "pretrained_cfg", None) or {}
+    mean, std = config.get("mean", (0.485, 0.456, 0.406)), config.get("std", (0.229, 0.224, 0.225))
+    if len(mean) != channels:
+        mean, std = (sum(mean) / len(mean),) * channels, (sum(std) / len(std),) * channels
+    return Preprocess(channels, tuple(config.get("input_size", (channels, 224, 224))[1:]), tuple(mean), tuple(std))
+
+
+def _map_function(name: str) -> tuple[str, float]:
+    match = re.fullmatch(r"(sum|max)\^(\d+(?:\.\d+)?)", name)
+    if match is None or float(match[2]) < 1:
+        raise InputError(f"map function {name!r}; expected sum^P or max^P with an exponent P of at least 1, as in sum^2")
+    return match[1], float(match[2])
+
+
+def _methods(given: Sequence[Any] | Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Name -> resolved method, the student alone first."""
+    named = dict(given) if isinstance(given, Mapping) else {method_name(method): method for method in given}
+    if not isinstance(given, Mapping) and len(named) < len(given):
+        raise InputError(f"methods {list(given)!r} name one method twice; give a mapping with a name for each")
+    named.pop(BASELINE, None)
+    return {BASELINE: resolve_method(BASELINE)} | {name: resolve_method(method) for name, method in named.items()}
+
+
+def _is_run(given: str) -> bool:
+    return (Path(given).expanduser() / MODEL).is_file()
+
+
+def _shown(given: Any) -> str:
+    return given if isinstance(given, str) else getattr(given, "__name__", type(given).__name__)
+
+
+def _architecture(given: Any) -> str | None:
+    """The name that rebuilds a network, seen through run folders."""
+    if not isinstance(given, str):
+        return None
+    if _is_run(given):
+        return read_json(Path(given).expanduser() / MODEL, "a run")["model"]
+    return given
+
+
+def _image_shape(data: ImageData, settings: Settings) -> tuple[int, int, int]:
+    side = settings.image_size or 224
+    height, width = data.size or (side, side)
+    return data.channels, height, width
+
+
+# --- folders and figures ---------------------------------------------------------------------------------------
+
+
+def _complete(verb: str, recipe: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
+    return {"verb": verb, **recipe, **dataclasses.asdict(settings)}
+
+
+def _folder(
+    out: str | None,
+    verb: str,
+    parts: Sequence[str],
+    settings: Settings,
+    recipe: Mapping[str, Any],
+    resume: bool,
+    overwrite: bool,
+) -> RunFolder:
+    path = _out(out, verb, [*parts, f"seed-{settings.seed}"])
+    return RunFolder(path, _complete(verb, recipe, settings), resume=resume, overwrite=overwrite)
+
+
+def _out(out: str | None, verb: str, parts: Sequence[str]) -> Path:
+    return Path(out) if out is not None else Path("runs") / _file_name("-".join([verb, *parts]))
+
+
+def _file_name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9+._-]+", "_", text).strip("_")
+
+
+def _described(data: ImageData) -> dict[str, Any]:
+    sizes = {name: len(split) for name, split in data.splits.items()}
+    return {"name": data.name, "fingerprint": data.fingerprint(), "classes": list(data.classes), **sizes}
+
+
+def _teacher_figures(teacher: _Teacher, data: ImageData, settings: Settings, path: Path) -> dict[str, Any]:
+    device = Device.of(settings)
+    device.place(teacher.network)
+    figures: dict[str, Any] = {"model": teacher.name, "parameters": models.parameter_count(teacher.network)}
+    if probe_output(teacher.network, _image_shape(data, settings)) != (len(data.classes),):
+        return figures  # a teacher of other classes
+    for name, split in (("train", data.train), ("test", data.test)):
+        if split is not None:
+            measured = evaluate(teacher.network, evaluation_stream(split, data, settings, device), device.autocast)
+            figures |= {f"{name}_accuracy": measured["accuracy"], f"{name}_loss": measured["loss"]}
+    return figures
+
+
+_FIGURES = ("train_loss", "train_accuracy", "attention_loss", "validation_accuracy", "test_accuracy")
+
+
+def _study_figures(result: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: result[name] for name in _FIGURES}
+
+
+def _summaries(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {name: summary([run[name] for run in runs]) for name in _FIGURES if all(run[name] is not None for run in runs)}
+
+
+def _draw_attention(path: Path, content: Mapping[str, Any], teacher: _Teacher, data: ImageData) -> None:
+    """``attention.png``: teacher and the first seed's students, side by side on a few test images."""
+    from eyeline.attention import attention_map
+    from eyeline.data.sources import MemorySplit
+    from eyeline.data.views import Normalization
+    from eyeline.observe import Observer
+    from eyeline.report.pictures import attention_grid, save_figure
+    from eyeline.report.tables import display_name
+
+    split = data.test or data.validation
+    if not isinstance(split, MemorySplit):
+        return
+    chosen = torch.stack([(split.labels == label).nonzero()[0, 0] for label in split.labels.unique()[:4]])
+    pixels = split.images[chosen]
+    networks = {"teacher": teacher.network}
+    for entry in content["methods"]:
+        network = load(path / entry["runs"][0]["run"])
+        networks[display_name(entry["method"])] = network
+    maps = {}
+    for name, network in networks.items():
+        observer = Observer(network.cpu().eval(), "auto", (data.channels, *pixels.shape[2:]))
+        with torch.no_grad():
+            features = observer(Normalization(data.mean, data.std)(pixels)).features
+        maps[name] = [attention_map(feature) for feature in features]
+        observer.close()
+    rows = [data.classes[int(split.labels[i])] for i in chosen]
+    save_figure(attention_grid(pixels, maps, rows), path / "attention.png")
