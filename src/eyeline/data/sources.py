@@ -14,16 +14,20 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageFile, ImageOps
 from torch import Tensor
 from torchvision import datasets
+from torchvision.transforms.functional import to_pil_image
 
 from eyeline.errors import InputError, unknown
 from eyeline.settings import Settings
+
+if TYPE_CHECKING:
+    from eyeline.data.views import Preprocess
 
 NAMES = ("fashion_mnist", "fashion_mnist_sample", "cifar10", "cifar100", "folder:PATH")
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -204,6 +208,32 @@ def load_data(data: Any, settings: Settings | None = None) -> ImageData:
     if Path(name).is_dir():
         raise InputError(f"unknown data set {name!r}; did you mean 'folder:{name}'?")
     raise unknown("data set", name, NAMES)
+
+
+def read_images(images: Any, preprocess: Preprocess, count: int) -> Tensor:
+    """Read images to look at, in the size a model takes.
+
+    ``images`` is an image file, a folder of images, a PIL image or a list of them, or a data set as in
+    ``load_data``, of which test images (validation images if it has no test split) are taken, equally many of
+    each class. Returns the first ``count`` at most, uint8 ``[N, C, H, W]``. Raises ``InputError`` if there
+    are none, or one cannot be read.
+    """
+    if isinstance(images, Image.Image):
+        return read_images([images], preprocess, count)
+    if isinstance(images, list | tuple) and images and isinstance(images[0], Image.Image):
+        return torch.stack([preprocess.pixels(_rgb(image)) for image in images[:count]])
+    path = Path(images).expanduser() if isinstance(images, str | os.PathLike) else None
+    if path is not None and path.exists():
+        files = _image_files(path) if path.is_dir() else [path]
+        if bad := _unreadable(files[:count], None):
+            raise InputError(f"{bad[0][0]} cannot be read: {bad[0][1]}")
+        return read_images([_decode(file) for file in files[:count]], preprocess, count)
+    data = load_data(images)
+    split = data.test or data.validation
+    chosen = split.subset(balanced_subset(split.labels, count, seed=0))
+    if isinstance(chosen, MemorySplit):
+        return read_images([to_pil_image(image) for image in chosen.images], preprocess, count)
+    return read_images([chosen.load(i) for i in range(len(chosen))], preprocess, count)
 
 
 # --- splits -------------------------------------------------------------------------------------------------
@@ -429,28 +459,10 @@ def _folder(name: str, settings: Settings) -> ImageData:
     splits = {split: _scan(folders[0], classes) for split, folders in found.items() if folders}
     splits = splits or {"train": _scan(root, classes)}
 
-    skipped: list[str] = []
-    bad = {path: why for split in splits.values() for path, why in _unreadable(split.paths, settings.workers)}
-    if bad:
-        count = sum(len(split) for split in splits.values())
-        if not settings.skip_bad_images:
-            first = ", ".join(f"{path.relative_to(root)} ({why})" for path, why in list(bad.items())[:3])
-            raise InputError(
-                f"{len(bad):,} of the {count:,} images in {root} cannot be read: {first}"
-                f"{', ...' if len(bad) > 3 else ''}; --skip_bad_images true leaves them out"
-            )
-        skipped = [path.relative_to(root).as_posix() for path in bad]
-        splits = {
-            name: split.subset(
-                torch.tensor([i for i, path in enumerate(split.paths) if path not in bad]).long()
-            )
-            for name, split in splits.items()
-        }
-        for label, count in enumerate(
-            torch.bincount(splits["train"].labels, minlength=len(classes)).tolist()
-        ):
-            if not count:
-                raise InputError(f"no image of {class_folder / classes[label]} can be read")
+    splits, skipped = _readable(splits, root, settings)
+    for label, count in enumerate(torch.bincount(splits["train"].labels, minlength=len(classes)).tolist()):
+        if not count:
+            raise InputError(f"no image of {class_folder / classes[label]} can be read")
 
     train: Split = splits["train"]
     test: Split | None = splits.get("test")
@@ -458,7 +470,7 @@ def _folder(name: str, settings: Settings) -> ImageData:
         kept, held = held_out(train.labels, max(1, round(HELD_OUT * len(train))), settings.split_seed)
         train, test = train.subset(kept), train.subset(held)
     train, validation = _with_validation(train, splits.get("validation"), settings)
-    data = ImageData(name, classes, *_IMAGENET, train, validation, test, 3, None, tuple(skipped))
+    data = ImageData(name, classes, *_IMAGENET, train, validation, test, 3, None, skipped)
     return _with_train_size(data, settings)
 
 
@@ -467,23 +479,43 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def _scan(folder: Path, classes: tuple[str, ...]) -> FileSplit:
-    """List folder/CLASS/IMAGE, sorted, without hidden files and other extensions; links are followed."""
+    """List folder/CLASS/IMAGE, sorted."""
     paths: list[Path] = []
     labels: list[int] = []
     for subfolder in _subfolders(folder):
         if subfolder.name not in classes:
             reason = unknown("class", subfolder.name, classes)
             raise InputError(f"{subfolder} is a class without training images: {reason}")
-        files = sorted(
-            p
-            for p in subfolder.iterdir()
-            if p.suffix.lower() in EXTENSIONS and not p.name.startswith(".") and not p.is_dir()
-        )
-        if not files:
-            raise InputError(f"{subfolder} has no images ({', '.join(EXTENSIONS)})")
+        files = _image_files(subfolder)
         paths += files
         labels += [classes.index(subfolder.name)] * len(files)
     return FileSplit(tuple(paths), torch.tensor(labels))
+
+
+def _image_files(folder: Path) -> list[Path]:
+    """The images of one folder, sorted, without hidden files and other extensions; links are followed."""
+    files = (p for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS and not p.name.startswith("."))
+    found = sorted(p for p in files if not p.is_dir())
+    if not found:
+        raise InputError(f"{folder} has no images ({', '.join(EXTENSIONS)})")
+    return found
+
+
+def _readable(
+    splits: dict[str, FileSplit], root: Path, settings: Settings
+) -> tuple[dict[str, FileSplit], tuple[str, ...]]:
+    """The splits without the images that cannot be decoded, and the names of those."""
+    bad = {path: why for split in splits.values() for path, why in _unreadable(split.paths, settings.workers)}
+    if bad and not settings.skip_bad_images:
+        count = sum(len(split) for split in splits.values())
+        first = ", ".join(f"{path.relative_to(root)} ({why})" for path, why in list(bad.items())[:3])
+        raise InputError(
+            f"{len(bad):,} of the {count:,} images in {root} cannot be read: {first}"
+            f"{', ...' if len(bad) > 3 else ''}; --skip_bad_images true leaves them out"
+        )
+    kept = {name: [i for i, p in enumerate(split.paths) if p not in bad] for name, split in splits.items()}
+    splits = {name: split.subset(torch.tensor(kept[name]).long()) for name, split in splits.items()}
+    return splits, tuple(path.relative_to(root).as_posix() for path in bad)
 
 
 def _unreadable(paths: Sequence[Path], workers: int | None) -> list[tuple[Path, str]]:
