@@ -7,6 +7,9 @@ The verbs (``train``, ``distill``, ``study``, ``look``, ``report``, ``demo``) do
 from __future__ import annotations
 
 import importlib
+import importlib.abc
+import importlib.util
+import sys
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -29,16 +32,48 @@ _PUBLIC = {
 }
 _MODULES = ("attention", "functional", "losses", "models", "objective")
 
-__all__ = [*_PUBLIC, *_MODULES]  # noqa: PLE0604
+__all__ = [*_PUBLIC, *_MODULES]
 
 if TYPE_CHECKING:
     from eyeline import functional as functional
-    from eyeline.api import demo, distill, load, look, report, study, train
-    from eyeline.distiller import Distiller
-    from eyeline.errors import InputError
-    from eyeline.models import create_model
-    from eyeline.observe import Observation, Observer
-    from eyeline.settings import Settings
+    from eyeline.api import demo as demo
+    from eyeline.api import distill as distill
+    from eyeline.api import load as load
+    from eyeline.api import look as look
+    from eyeline.api import report as report
+    from eyeline.api import study as study
+    from eyeline.api import train as train
+    from eyeline.distiller import Distiller as Distiller
+    from eyeline.errors import InputError as InputError
+    from eyeline.models import create_model as create_model
+    from eyeline.observe import Observation as Observation
+    from eyeline.observe import Observer as Observer
+    from eyeline.settings import Settings as Settings
+
+
+class _RegisterWithTimm(importlib.abc.MetaPathFinder):
+    """Makes our networks known to timm as soon as anybody imports timm; does not import it itself."""
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
+        if fullname != "timm" or self not in sys.meta_path:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def execute_and_register(module: Any) -> None:
+                execute(module)
+                importlib.import_module("eyeline.models.wrn")
+
+            spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
+        return spec
+
+
+if "timm" in sys.modules:
+    importlib.import_module("eyeline.models.wrn")
+else:
+    sys.meta_path.insert(0, _RegisterWithTimm())
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from eyeline.errors import InputError
-from eyeline.layers import find_layers, named_pairs, pair_layers, probe_output
+from eyeline.layers import find_layers, named_pairs, pair_layers, probe_output, shared_input_shape
 from eyeline.losses import Target
 from eyeline.objective import Method, Objective, Terms
 from eyeline.observe import Observer
@@ -28,8 +28,9 @@ class Distiller(nn.Module):
         input_shape: ``(C, H, W)`` of the images, where it cannot be told from the models.
 
     Raises:
-        InputError: unknown method or layer, no teacher for a method that needs one, different numbers of
-            classes where logits are compared, or networks with no resolution in common.
+        InputError: unknown method or layer, no teacher for a method that needs one, a network that does not
+            answer logits ``[N, K]``, different numbers of classes where logits are compared, or networks with
+            no resolution in common.
 
     Example:
         >>> distiller = Distiller(student, teacher, method="at+kd")
@@ -54,13 +55,15 @@ class Distiller(nn.Module):
         if teacher is None and self.objective.needs_teacher:
             raise InputError(f"method {method!r} needs a teacher; none was given")
         if teacher is student:
-            raise InputError("student and teacher are the same object; expected two networks (copy.deepcopy one)")
+            raise InputError(
+                "student and teacher are the same object; expected two networks (copy.deepcopy one)"
+            )
         self.student = student
         self.teacher = teacher if self.objective.needs_teacher else None
         if self.teacher is not None:
-            self.teacher.eval().requires_grad_(False)
-            if self.objective.needs("logits"):
-                _check_classes(student, self.teacher, input_shape)
+            if input_shape is None:
+                input_shape = shared_input_shape(student, self.teacher)
+            _check_answers(student, self.teacher, input_shape, same_classes=self.objective.needs("logits"))
         student_layers: Sequence[str] = ()
         teacher_layers: Sequence[str] = ()
         if self.teacher is not None and self.objective.needs("features"):
@@ -69,9 +72,24 @@ class Distiller(nn.Module):
                 student_layers = [left.name for left, _ in pairs]
                 teacher_layers = [right.name for _, right in pairs]
             else:
-                student_layers, teacher_layers = named_pairs(layers.split(",") if isinstance(layers, str) else layers)
-        self.observe_student = Observer(student, student_layers, input_shape)
-        self.observe_teacher = Observer(self.teacher, teacher_layers, input_shape) if self.teacher is not None else None
+                student_layers, teacher_layers = named_pairs(
+                    layers.split(",") if isinstance(layers, str) else layers
+                )
+            if not student_layers:
+                raise InputError(
+                    f"layers is {layers!r}; method {method!r} compares features: expected 'auto' or names"
+                )
+        self.observe_teacher = (
+            Observer(self.teacher, teacher_layers, input_shape) if self.teacher is not None else None
+        )
+        try:
+            self.observe_student = Observer(student, student_layers, input_shape)
+        except InputError:
+            if self.observe_teacher is not None:
+                self.observe_teacher.close()
+            raise
+        if self.teacher is not None:
+            self.teacher.eval().requires_grad_(False)
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
@@ -103,7 +121,7 @@ class Distiller(nn.Module):
         return self
 
     def target(self, images: Tensor) -> Mapping[str, Target]:
-        """What the losses need from the teacher for ``images`` ``[N, C, H, W]``: detached, dimension 0 is N."""
+        """What the losses need of the teacher for ``images`` ``[N, C, H, W]``: detached, dimension 0 is N."""
         if self.observe_teacher is None:
             return {}
         assert self.teacher is not None
@@ -125,10 +143,17 @@ class Distiller(nn.Module):
         return self.objective(self.observe_student(images), targets, labels)
 
 
-def _check_classes(student: nn.Module, teacher: nn.Module, input_shape: tuple[int, int, int] | None) -> None:
-    ours, theirs = probe_output(student, input_shape), probe_output(teacher, input_shape)
-    if ours != theirs:
+def _check_answers(
+    student: nn.Module, teacher: nn.Module, input_shape: tuple[int, int, int] | None, *, same_classes: bool
+) -> None:
+    answers = {"student": probe_output(student, input_shape), "teacher": probe_output(teacher, input_shape)}
+    for who, answer in answers.items():
+        if len(answer) != 1:
+            shown = ["N", *answer] if answer else "no tensor"
+            raise InputError(f"the {who} answers {shown}; expected logits [N, K] in one tensor")
+    ours, theirs = (answer[0] for answer in answers.values())
+    if same_classes and ours != theirs:
         raise InputError(
-            f"the student answers {ours[-1] if ours else '?'} classes, the teacher {theirs[-1] if theirs else '?'}; "
+            f"the student answers {ours} classes, the teacher {theirs}; "
             "a method that compares logits (kd) needs the same classes ('at' does not)"
         )

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from eyeline.errors import InputError, unknown
 
@@ -34,11 +35,12 @@ def find_layers(model: nn.Module, input_shape: tuple[int, int, int] | None = Non
     """Find the last layer of every spatial resolution, stem and 1x1 outputs excluded, from input to output.
 
     timm's ``feature_info`` names the candidates where the model has it; otherwise they are all modules but
-    the inner ones of a block that itself answers another resolution. Their shapes come from one probe on a
-    blank image, which changes neither weights, statistics, modes nor the random state.
+    the inner ones of a block that itself answers another resolution, and layer norms (over the channels, they
+    leave a flat attention map). Their shapes come from one probe on a blank image, which changes neither
+    weights, statistics, modes nor the random state.
 
-    The stem is the resolution reached after a single convolution, or in timm's list a bare activation in
-    front of the stages.
+    The stem is the resolution reached after a single convolution, a module called ``stem``, or in timm's list
+    a bare activation in front of the stages.
 
     Raises:
         InputError: no layer answers a 4-D tensor of more than one position.
@@ -47,10 +49,18 @@ def find_layers(model: nn.Module, input_shape: tuple[int, int, int] | None = Non
     listed = _timm_layers(model)
     spatial = [c for c in calls if c.shape is not None and c.shape[1] * c.shape[2] > 1 and c.convolutions > 1]
     if listed:
-        spatial = [c for c in spatial if c.name in listed]
+        # a network that keeps its channels last, [N, H, W, C], is not read as if they came first
+        spatial = [
+            c for c in spatial if c.name in listed and c.shape and listed[c.name] in (None, c.shape[0])
+        ]
     else:
         blocks = {c.name: c for c in calls if type(c.module) is not nn.Sequential}
-        spatial = [c for c in spatial if not _inside_another_resolution(c, blocks)]
+        spatial = [
+            c
+            for c in spatial
+            if not isinstance(c.module, nn.LayerNorm) and not _inside_another_resolution(c, blocks)
+        ]
+    spatial = [c for c in spatial if c.name.partition(".")[0] != "stem"] or spatial
     last = {c.shape[1:]: c for c in spatial if c.shape}
     found = sorted(last.values(), key=lambda c: c.order)
     if not found:
@@ -80,7 +90,9 @@ def named_layers(
     calls = {c.name: c for c in _probe(model, input_shape)}
     for name in names:
         if name not in calls:
-            raise InputError(f"layer {name!r} of {type(model).__name__} exists but does not run in the forward pass")
+            raise InputError(
+                f"layer {name!r} of {type(model).__name__} exists but does not run in the forward pass"
+            )
         if calls[name].shape is None:
             raise InputError(
                 f"layer {name!r} of {type(model).__name__} answers {calls[name].shown}; "
@@ -98,7 +110,9 @@ def pair_layers(student: Sequence[Layer], teacher: Sequence[Layer]) -> list[tupl
         InputError: no pair can be made.
     """
     by_resolution = {layer.resolution: layer for layer in teacher}
-    pairs = [(layer, by_resolution[layer.resolution]) for layer in student if layer.resolution in by_resolution]
+    pairs = [
+        (layer, by_resolution[layer.resolution]) for layer in student if layer.resolution in by_resolution
+    ]
     if not pairs and len(student) == len(teacher):
         pairs = list(zip(student, teacher, strict=True))
     if not pairs:
@@ -153,7 +167,7 @@ class _Call:
 
 
 def _inside_another_resolution(call: _Call, blocks: Mapping[str, _Call]) -> bool:
-    """Whether the call belongs to a block (no plain sequence, not the network) that answers another resolution."""
+    """Whether the call belongs to a block (no plain sequence) that answers another resolution."""
     assert call.shape is not None
     parts = call.name.split(".")
     around = (blocks.get(".".join(parts[:i])) for i in range(1, len(parts)))
@@ -163,10 +177,34 @@ def _inside_another_resolution(call: _Call, blocks: Mapping[str, _Call]) -> bool
 def input_shapes(model: nn.Module) -> list[tuple[int, int, int]]:
     """The image shapes (C, H, W) a model is likely to take, the likeliest first."""
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    channels = first.in_channels if first else 3
-    config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
-    sizes = [tuple(config["input_size"][1:])] if config.get("input_size") else []
-    return [(channels, height, width) for height, width in [*sizes, *((s, s) for s in PROBE_SIZES)]]
+    sizes = dict.fromkeys([*_configured_sizes(model), *((s, s) for s in PROBE_SIZES)])
+    channels = dict.fromkeys((first.in_channels, 3) if first else (3,))
+    return [(c, height, width) for height, width in sizes for c in channels]
+
+
+def _configured_sizes(model: nn.Module) -> list[tuple[int, int]]:
+    config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
+    size = config.get("input_size") if isinstance(config, Mapping) else None
+    return [(size[1], size[2])] if size else []
+
+
+def shared_input_shape(student: nn.Module, teacher: nn.Module) -> tuple[int, int, int] | None:
+    """An image shape (C, H, W) that both networks take, so that their resolutions can be compared.
+
+    None if there is none among the likely ones.
+    """
+    shapes = [input_shapes(student), input_shapes(teacher)]
+    configured = [
+        given[0] for model, given in zip((student, teacher), shapes, strict=True) if _configured_sizes(model)
+    ]
+    for shape in dict.fromkeys([*configured, *shapes[0], *shapes[1]]):
+        try:
+            _run_probe(student, shape)
+            _run_probe(teacher, shape)
+        except Exception:  # a network may refuse a shape in any way
+            continue
+        return shape
+    return None
 
 
 def probe_output(model: nn.Module, input_shape: tuple[int, int, int] | None = None) -> tuple[int, ...]:
@@ -182,29 +220,39 @@ def _probe(model: nn.Module, input_shape: tuple[int, int, int] | None) -> list[_
     for shape in shapes:
         try:
             return _run_probe(model, shape)
-        except (RuntimeError, ValueError, AssertionError, IndexError) as error:
-            failure = error
-    tried = ", ".join("x".join(map(str, shape)) for shape in shapes)
+        except (
+            Exception
+        ) as error:  # a network may refuse a shape in any way; the likeliest shape's reason is told
+            failure = failure or error
+    tried = ", ".join("x".join(map(str, shape)) for shape in shapes[:4]) + (
+        ", ..." if len(shapes) > 4 else ""
+    )
     raise InputError(
-        f"{type(model).__name__} does not run on a blank image of shape {tried} ({failure}); "
+        f"{type(model).__name__} does not run on a blank image of shape {tried} ({str(failure)[:200]}); "
         "give input_shape=(C, H, W) of your images"
     ) from failure
 
 
 def _run_probe(model: nn.Module, shape: tuple[int, int, int]) -> list[_Call]:
     calls: dict[str, _Call] = {}
-    count = [0]
+    counter = _ConvolutionCounter()
+    overwritten_in_training: set[int] = set()
 
     def hook(name: str) -> Any:
         def record(module: nn.Module, args: Any, output: Any) -> None:
-            count[0] += isinstance(module, nn.Conv2d)
             version = output._version if isinstance(output, Tensor) else 0
             calls.pop(name, None)  # a module used twice counts where it runs last
-            calls[name] = _Call(name, module, len(calls), output, version, count[0])
+            calls[name] = _Call(name, module, len(calls), output, version, counter.count)
+            if (
+                isinstance(module, nn.modules.dropout._DropoutNd)
+                and module.inplace
+                and isinstance(output, Tensor)
+            ):
+                overwritten_in_training.add(output.untyped_storage().data_ptr())
 
         return record
 
-    with _undisturbed(model):
+    with _undisturbed(model), counter:
         handles = [module.register_forward_hook(hook(name)) for name, module in model.named_modules()]
         try:
             reference = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
@@ -214,39 +262,83 @@ def _run_probe(model: nn.Module, shape: tuple[int, int, int]) -> list[_Call]:
                 handle.remove()
     for order, call in enumerate(calls.values()):
         call.order = order
-        call.overwritten = isinstance(call.output, Tensor) and call.output._version != call.version
+        if isinstance(call.output, Tensor):
+            call.overwritten = (
+                call.output._version != call.version
+                or call.output.untyped_storage().data_ptr() in overwritten_in_training
+            )
     return list(calls.values())
+
+
+class _ConvolutionCounter(TorchFunctionMode):
+    """Counts convolutions, whether a module or a function computes them."""
+
+    CONVOLUTIONS = frozenset({torch.conv2d, torch.conv_transpose2d})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func in self.CONVOLUTIONS
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards every module is in the mode that it had, whatever its parent's."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 @contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients, and everything as it was afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    # buffers a model might move even in evaluation mode
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    """Evaluation mode without gradients or compilation, and everything as it was afterwards."""
+    # buffers a model might move, or replace, even in evaluation mode
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    devices = {
+        t.device for t in [*model.parameters(), *(b for _, _, b, _ in buffers)] if t.device.type == "cuda"
+    }
     try:
-        model.eval()
-        with torch.random.fork_rng(), torch.no_grad():
+        with (
+            evaluation_mode(model),
+            torch.random.fork_rng(list(devices)),
+            torch.inference_mode(False),
+            torch.no_grad(),
+            torch.compiler.set_stance("force_eager"),
+        ):
             yield
     finally:
-        for module, mode in modes.items():
-            module.training = mode
         with torch.no_grad():
-            for buffer, kept in buffers:
+            for module, name, buffer, kept in buffers:
+                module._buffers[name] = buffer
                 if not torch.equal(buffer, kept):
                     buffer.copy_(kept)
 
 
-def _timm_layers(model: nn.Module) -> set[str]:
-    """Names in timm's feature_info, without a stem that is a bare activation in front of the stages."""
+def _timm_layers(model: nn.Module) -> dict[str, int | None]:
+    """Names in timm's feature_info, without a stem that is a bare activation in front of the stages, and the
+    number of channels it tells."""
     info = getattr(model, "feature_info", None)
     if info is None:
-        return set()
+        return {}
     entries = info.info if hasattr(info, "info") else info
-    names = [entry["module"] for entry in entries if isinstance(entry, dict) and entry.get("module")]
     modules = dict(model.named_modules())
-    names = [name for name in names if name in modules]
+    channels = {
+        e["module"]: e.get("num_chs") for e in entries if isinstance(e, dict) and e.get("module") in modules
+    }
+    names = list(channels)
     stages = [name for name in names if next(modules[name].children(), None) is not None]
     if stages and names[0] not in stages:
-        names = names[1:]
-    return set(names)
+        del channels[names[0]]
+    return channels

@@ -38,7 +38,7 @@ class Weight:
 
     def at(self, epoch: int, epochs: int, learning_rate_factor: float = 1.0) -> float:
         """The weight in ``epoch`` (from 0) of ``epochs``; the factor is the learning rate over its peak."""
-        done = epoch / (epochs - 1) if epochs > 1 else 0.0
+        done = min(1.0, epoch / (epochs - 1)) if epochs > 1 else 0.0
         match self.schedule:
             case "linear":
                 return self.value * (1 - done)
@@ -69,9 +69,16 @@ def resolve_method(method: Method) -> dict[str, dict[str, Any]]:
             raise InputError(f"method {method!r} names a loss twice; expected each once, as in 'at+kd'")
         given: dict[str, Any] = {name: {} for name in names}
     elif isinstance(method, Mapping):
+        for name, options in method.items():
+            if not (options is None or isinstance(options, Mapping)):
+                raise InputError(
+                    f"options of loss {name!r} are {options!r}; expected a mapping such as {{weight: 1}}"
+                )
         given = {name: dict(options or {}) for name, options in method.items()}
     else:
-        raise InputError(f"method is {method!r}; expected a string such as 'at+kd', or a mapping of losses to options")
+        raise InputError(
+            f"method is {method!r}; expected a string such as 'at+kd', or a mapping of losses to options"
+        )
     if not given:
         raise InputError(f"the method has no loss; expected some of {', '.join(LOSSES)}")
     for name in given:
@@ -93,7 +100,9 @@ def resolve_method(method: Method) -> dict[str, dict[str, Any]]:
     if "kd" in resolved and "weight" not in given.get("ce", {}):
         share = resolved["kd"]["weight"]
         if share > 1:
-            raise InputError(f"the weight of 'kd' is {share}; expected at most 1, or give the weight of 'ce' as well")
+            raise InputError(
+                f"the weight of 'kd' is {share}; expected at most 1, or give the weight of 'ce' as well"
+            )
         cross_entropy["weight"] = round(1.0 - share, 12)
     return {"ce": cross_entropy, **resolved}
 
@@ -109,7 +118,11 @@ def _parameters(loss: type[Loss]) -> dict[str, Any]:
 
 
 def _build(name: str, options: Mapping[str, Any]) -> Loss:
-    return LOSSES[name](**{k: v for k, v in options.items() if k not in ("weight", "schedule")})
+    parameters = {k: v for k, v in options.items() if k not in ("weight", "schedule")}
+    try:
+        return LOSSES[name](**parameters)
+    except TypeError as error:
+        raise InputError(f"loss {name!r} with {parameters}: a value of the wrong kind ({error})") from error
 
 
 class Terms(dict[str, Tensor]):
@@ -137,7 +150,7 @@ class Objective(nn.Module):
         self.method = resolve_method(method)
         self.losses = nn.ModuleDict({name: _build(name, options) for name, options in self.method.items()})
         self.weights = {name: Weight(o["weight"], o["schedule"]) for name, o in self.method.items()}
-        # a tensor, so that a weight that changes is no new graph for torch.compile and no host transfer a step
+        # a tensor: a weight that changes is then no new graph for torch.compile and no host transfer a step
         self.register_buffer("factors", torch.zeros(len(self.weights)), persistent=False)
         self.set_progress(0, 1)
 

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from eyeline.data.loaders import Batch
 from eyeline.distiller import Distiller
+from eyeline.errors import InputError
+from eyeline.layers import evaluation_mode
 from eyeline.losses import AttentionTransfer
 
 
@@ -19,25 +21,25 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], autocast: Any) -> dict[
     """Top-1 accuracy (a fraction) and mean cross entropy (nats) of a network in evaluation mode.
 
     Args:
-        model: images ``[N, C, H, W]`` -> logits ``[N, K]``; left in the mode it was in.
+        model: images ``[N, C, H, W]`` -> logits ``[N, K]``; every part of it is left in the mode it was in.
         batches: what to evaluate on.
         autocast: a context-manager factory for the precision.
+
+    Raises:
+        InputError: there is nothing to evaluate on.
     """
-    training = model.training
-    model.eval()
-    sums: Tensor | int = 0
+    sums: list[Tensor] = []
     count = 0
-    try:
+    with evaluation_mode(model):
         for batch in batches:
             with autocast():
                 logits = model(batch.images).float()
             loss = F.cross_entropy(logits, batch.labels, reduction="sum")
-            sums = sums + torch.stack([loss, (logits.argmax(1) == batch.labels).sum()]).double()
+            sums.append(torch.stack([loss, (logits.argmax(1) == batch.labels).sum()]))
             count += len(batch.labels)
-    finally:
-        model.train(training)
-    assert isinstance(sums, Tensor)
-    loss_sum, correct = sums.tolist()
+    if count == 0:
+        raise InputError("there are no images to evaluate on; expected at least one")
+    loss_sum, correct = torch.stack(sums).cpu().double().sum(0).tolist()
     return {"loss": loss_sum / count, "accuracy": correct / count}
 
 
@@ -50,23 +52,27 @@ def attention_loss(
     layers: str | Sequence[str] = "auto",
     input_shape: tuple[int, int, int] | None = None,
 ) -> float:
-    """How far a student looks from where its teacher looks: the AT loss (unweighted, ``mean_square``, exponent 2,
-    summed over the paired layers) in evaluation mode, averaged over the images.
+    """How far a student looks from where its teacher looks.
 
-    Comparable between students trained by any method, also those that never saw an attention map.
+    The AT loss (unweighted, ``mean_square``, exponent 2, summed over the paired layers) in evaluation mode,
+    averaged over the images. Comparable between students trained by any method, also those that never saw an
+    attention map. The student is left in the mode it was in; the teacher is frozen, as by
+    :class:`eyeline.Distiller`.
+
+    Raises:
+        InputError: as :class:`eyeline.Distiller`, or there are no images.
     """
     distiller = Distiller(student, teacher, {AttentionTransfer.name: {}}, layers, input_shape)
-    training = student.training
-    distiller.eval()
-    total = torch.zeros((), dtype=torch.float64)
-    count = 0
+    total, count = 0.0, 0
     try:
-        for batch in batches:
-            with autocast():
-                terms = distiller(batch.images, batch.labels)
-            total += terms[AttentionTransfer.name].double().cpu() * len(batch.labels)
-            count += len(batch.labels)
+        with evaluation_mode(distiller):
+            for batch in batches:
+                with autocast():
+                    terms = distiller(batch.images, batch.labels)
+                total += float(terms[AttentionTransfer.name]) * len(batch.labels)
+                count += len(batch.labels)
     finally:
         distiller.close()
-        student.train(training)
-    return float(total) / count
+    if count == 0:
+        raise InputError("there are no images to evaluate on; expected at least one")
+    return total / count

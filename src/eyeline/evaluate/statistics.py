@@ -20,8 +20,8 @@ def paired_difference(
 ) -> dict[str, float | int | None]:
     """Mean of ``values - baseline``, paired by position, with its Student t confidence interval.
 
-    The pairing removes what both share (the seed's initialisation, order and images). With one pair there is no
-    interval: ``low`` and ``high`` are then None.
+    The pairing removes what both share (the seed's initialisation, order and images). With one pair there is
+    no interval: ``low`` and ``high`` are then None.
     """
     from scipy import stats
 

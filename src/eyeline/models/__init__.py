@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -31,8 +33,8 @@ def create_model(
     """Build a network by name.
 
     Args:
-        name: ``wrn_16_1`` and its family, any name timm knows, ``torchvision/NAME``, or the name of weights that
-            come with the package (``wrn_16_2.fashion_mnist``).
+        name: ``wrn_16_1`` and its family, any name timm knows, ``torchvision/NAME``, or the name of weights
+            that come with the package (``wrn_16_2.fashion_mnist``).
         num_classes: classes K of the logits (default: the network's own).
         in_chans: channels of the images (default: the network's own, mostly 3).
         pretrained: load the weights that timm or torchvision publish, or that come with the package.
@@ -42,29 +44,36 @@ def create_model(
     Raises:
         InputError: the name is unknown, or the weights do not fit.
     """
-    sizes = {k: v for k, v in (("num_classes", num_classes), ("in_chans", in_chans)) if v is not None}
+    sizes: dict[str, Any] = {
+        k: v for k, v in (("num_classes", num_classes), ("in_chans", in_chans)) if v is not None
+    }
     if name in EMBEDDED:
         for key, value in sizes.items():
             if value != EMBEDDED[name][key]:
-                raise InputError(f"{name} was trained with {key}={EMBEDDED[name][key]}; {key}={value} was asked for")
-        model: nn.Module = timm.create_model(name.partition(".")[0], **EMBEDDED[name], **options)
+                raise InputError(
+                    f"{name} was trained with {key}={EMBEDDED[name][key]}; {key}={value} was asked for"
+                )
+        model: nn.Module = timm.create_model(name.partition(".")[0], **{**EMBEDDED[name], **options})
         if pretrained:
-            with resources.as_file(resources.files("eyeline.data") / "assets" / f"{name}.safetensors") as path:
+            with resources.as_file(
+                resources.files("eyeline.data") / "assets" / f"{name}.safetensors"
+            ) as path:
                 load_weights(model, path)
     elif name.startswith("torchvision/"):
-        model = _torchvision(name.removeprefix("torchvision/"), num_classes, in_chans, pretrained, options)
+        with _downloading(name, pretrained):
+            model = _torchvision(
+                name.removeprefix("torchvision/"), num_classes, in_chans, pretrained, options
+            )
     elif (size := wrn.parse(name)) and not timm.is_model(name):
-        model = wrn.WideResNet(*size, **sizes, **options)
-    elif timm.is_model(name):
-        try:
-            model = timm.create_model(name, pretrained=pretrained, **sizes, **options)
-        except (RuntimeError, OSError, ValueError) as error:
-            if not pretrained:
-                raise
+        depth, width = size
+        model = wrn.WideResNet(depth, width, **{**sizes, **options})
+        if pretrained:
             raise InputError(
-                f"the published weights of {name} could not be had ({str(error)[:200]}); "
-                "give a checkpoint file or a run folder instead"
-            ) from error
+                f"no trained weights are published for {name}; give a checkpoint file or a run folder"
+            )
+    elif timm.is_model(name):
+        with _downloading(name, pretrained):
+            model = timm.create_model(name, pretrained=pretrained, **{**sizes, **options})
     else:
         raise _unknown_model(name)
     if weights is not None:
@@ -72,43 +81,82 @@ def create_model(
     return model
 
 
+@contextmanager
+def _downloading(name: str, pretrained: bool) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, OSError, ValueError) as error:
+        if not pretrained or isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"the published weights of {name} could not be had ({str(error)[:200]}); "
+            "give a checkpoint file or a run folder instead"
+        ) from error
+
+
 def _torchvision(
     name: str, num_classes: int | None, in_chans: int | None, pretrained: bool, options: dict[str, Any]
 ) -> nn.Module:
     import torchvision
 
-    if name not in torchvision.models.list_models():
-        raise unknown("torchvision model", name, torchvision.models.list_models())
+    names = torchvision.models.list_models(module=torchvision.models)  # those that classify images
+    if name not in names:
+        raise unknown("torchvision model", name, names)
     if in_chans not in (None, 3):
-        raise InputError(f"torchvision/{name} takes images of 3 channels, not {in_chans}; timm's {name} may take them")
+        raise InputError(
+            f"torchvision/{name} takes images of 3 channels, not {in_chans}; timm's {name} may take them"
+        )
+    if not pretrained:
+        classes = {} if num_classes is None else {"num_classes": num_classes}
+        return torchvision.models.get_model(name, weights=None, **{**classes, **options})
+    model = torchvision.models.get_model(name, weights="DEFAULT", **options)
     if num_classes is not None:
-        options = {"num_classes": num_classes, **options}
-    return torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None, **options)
+        _replace_classifiers(model, torchvision.models.get_model(name, weights=None, num_classes=num_classes))
+    return model
+
+
+def _replace_classifiers(model: nn.Module, fresh: nn.Module) -> None:
+    """Put those layers of a fresh network into another that differ in shape: its classifiers."""
+    theirs = dict(fresh.named_modules())
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear | nn.Conv2d) and name in theirs:
+            replacement = theirs[name]
+            if (
+                isinstance(replacement, nn.Linear | nn.Conv2d)
+                and replacement.weight.shape != module.weight.shape
+            ):
+                model.set_submodule(name, replacement)
 
 
 def _unknown_model(name: str) -> InputError:
     names = [*timm.list_models(), *EMBEDDED]
     if name.startswith(("folder:", ".", "/", "~")) or "/" in name:
-        return InputError(f"model {name!r} is neither a run folder that exists nor a name; expected a folder with "
-                          "model.json, a timm name, or torchvision/NAME")
+        return InputError(
+            f"model {name!r} is neither a run folder that exists nor a name; expected a folder with "
+            "model.json, a timm name, or torchvision/NAME"
+        )
     error = unknown("model", name, names)
     # the list of all of timm's names helps nobody
-    return InputError(str(error).partition(" (")[0].rstrip(";") + "; see timm.list_models(), or torchvision/NAME")
+    return InputError(
+        str(error).partition(" (")[0].rstrip(";") + "; see timm.list_models(), or torchvision/NAME"
+    )
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
     """Load a checkpoint into a network: safetensors, or a PyTorch file that holds tensors only.
 
-    A ``state_dict`` or ``model`` entry around the tensors and a ``module.`` prefix are seen through.
+    A ``state_dict`` or ``model`` entry around the tensors, and the prefixes ``module.`` and ``_orig_mod.``
+    (of a parallel and of a compiled network), are seen through.
 
     Raises:
-        InputError: the file is missing, truncated, needs unpickling (which could run code, and is refused), or
-            its tensors are not those of the network.
+        InputError: the file is missing, truncated, needs unpickling (which could run code, and is refused),
+            or its tensors are not those of the network.
     """
     tensors = read_tensors(path)
-    if tensors and all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     ours = model.state_dict()
+    for prefix in ("module.", "_orig_mod.", "module."):
+        if tensors and all(name.startswith(prefix) for name in tensors) and not tensors.keys() <= ours.keys():
+            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     missing = [name for name in ours if name not in tensors and not name.endswith("num_batches_tracked")]
     foreign = [name for name in tensors if name not in ours]
     if missing or foreign:
@@ -126,7 +174,11 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 
 
 def _some(names: list[str]) -> str:
-    return f"{len(names)} tensors ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''})" if names else "none"
+    return (
+        f"{len(names)} tensors ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''})"
+        if names
+        else "none"
+    )
 
 
 def _why(name: str, theirs: Tensor, ours: Tensor, names: list[str]) -> str:
@@ -145,8 +197,14 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         InputError: as :func:`load_weights`.
     """
     path = Path(path).expanduser()
+    if path.is_dir():
+        raise InputError(
+            f"checkpoint {path} is a folder; expected a file, .safetensors or .pt with tensors only"
+        )
     if not path.is_file():
-        raise InputError(f"checkpoint {path} does not exist; expected a .safetensors (or tensors-only .pt) file")
+        raise InputError(
+            f"checkpoint {path} does not exist; expected a .safetensors (or tensors-only .pt) file"
+        )
     if path.suffix == ".safetensors":
         try:
             return safetensors.torch.load_file(path)
@@ -156,10 +214,10 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
-            f"checkpoint {path} is refused: it is not a file of tensors only, and unpickling could run code; "
-            "save its state_dict() with safetensors.torch.save_file"
+            f"checkpoint {path} is refused: it is damaged, or holds more than tensors, and unpickling that "
+            "could run code; save the network's state_dict() with safetensors.torch.save_file"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # torch.load has no kind of its own for a damaged file
         raise InputError(f"checkpoint {path} is truncated or no PyTorch file ({str(error)[:100]})") from error
     for wrapper in ("state_dict", "model", "net"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
@@ -30,7 +29,9 @@ class Block(nn.Module):
         self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
         self.norm2 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
-        self.shortcut = nn.Conv2d(in_channels, channels, 1, stride, bias=False) if in_channels != channels else None
+        self.shortcut = (
+            nn.Conv2d(in_channels, channels, 1, stride, bias=False) if in_channels != channels else None
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         active = F.relu(self.norm1(x), inplace=True)
@@ -46,14 +47,26 @@ class WideResNet(nn.Module):
         width: the factor k on 16, 32 and 64 channels.
         num_classes: classes K; 0 for pooled features instead of logits.
         in_chans: channels of the images.
+        timm_options: what timm's scripts pass to every network; only their neutral values are taken.
+
+    Raises:
+        InputError: the depth is not 6n + 4, the width is below 1, or an option is not known.
     """
 
     def __init__(
-        self, depth: int = 16, width: int = 1, num_classes: int = 1000, in_chans: int = 3, **timm_options: Any
+        self, depth: int = 16, width: int = 1, num_classes: int = 10, in_chans: int = 3, **timm_options: Any
     ) -> None:
         super().__init__()
         if depth < 10 or (depth - 4) % 6 or width < 1:
-            raise InputError(f"wrn_{depth}_{width} does not exist; expected a depth of 6n + 4 (10, 16, 22, 28, 40)")
+            raise InputError(
+                f"wrn_{depth}_{width} does not exist; expected a depth of 6n + 4 (10, 16, 22, 28, 40) "
+                "and a width of at least 1"
+            )
+        for option, value in timm_options.items():
+            if value and (option, value) != ("global_pool", "avg"):
+                raise InputError(
+                    f"wrn_{depth}_{width} has no option {option}={value!r}; expected num_classes, in_chans"
+                )
         blocks = (depth - 4) // 6
         self.num_classes = num_classes
         self.num_features = 64 * width
@@ -68,11 +81,7 @@ class WideResNet(nn.Module):
             {"num_chs": 32 * width, "reduction": 2, "module": "group2"},
             {"num_chs": 64 * width, "reduction": 4, "module": "group3"},
         ]
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                nn.init.kaiming_normal_(module.weight)
-            if isinstance(module, nn.Linear):
-                nn.init.zeros_(module.bias)
+        self.apply(_initialize)
 
     @staticmethod
     def _group(in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
@@ -87,6 +96,7 @@ class WideResNet(nn.Module):
         """Replace the last linear layer."""
         self.num_classes = num_classes
         self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        self.head.apply(_initialize)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """``[N, C, H, W]`` -> ``[N, 64k, H/4, W/4]``, after the final BN and ReLU."""
@@ -100,6 +110,13 @@ class WideResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
+
+
+def _initialize(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.kaiming_normal_(module.weight)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)
 
 
 def _config(**options: Any) -> dict[str, Any]:
