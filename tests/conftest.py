@@ -12,6 +12,8 @@ from hypothesis import settings
 if str(Path(__file__).parent) not in sys.path:
     sys.path.insert(0, str(Path(__file__).parent))  # `from oracles.attention import ...`
 
+torch.set_num_threads(1)  # the tensors of the tests are tiny: more threads only wait for each other
+
 settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("repeatable")
 

@@ -244,6 +244,17 @@ def test_map_is_exact_at_any_scale_of_float32(scale: float, exponent: float, red
 
 
 @pytest.mark.parametrize("reduce", REDUCES)
+@pytest.mark.parametrize("scale", [1e-60, 1e60])
+def test_float64_keeps_its_own_range(scale: float, reduce: str) -> None:
+    a = as_leaf(activation(2, 3, 4, 5) * scale)
+    q = attention_map(a, 2.0, reduce)
+    assert_close(q, oracle.attention_map(a, 2.0, reduce), rtol=1e-12, atol=1e-14)
+    (gradient,) = torch.autograd.grad(q[:, 0, 0].sum(), a)
+    assert gradient.isfinite().all()
+    assert (gradient != 0).any()
+
+
+@pytest.mark.parametrize("reduce", REDUCES)
 @pytest.mark.parametrize(
     ("dtype", "size"), [(torch.float16, 256.0), (torch.float16, 60000.0), (torch.bfloat16, 1e30)]
 )

@@ -38,6 +38,7 @@ SIZES = [  # (height, width) of student, teacher
     pytest.param((4, 4), (4, 8), id="width only, shrink"),
     pytest.param((8, 4), (4, 4), id="height only"),
     pytest.param((6, 3), (5, 7), id="ratios that are not whole"),
+    pytest.param((2, 2), (8, 12), id="shrink by four and six"),
     pytest.param((1, 1), (3, 2), id="to one position"),
 ]
 
