@@ -49,14 +49,15 @@ def attention_map(
     with torch.autocast(activation.device.type, enabled=False):
         if normalize:
             return normalized(_relative_map(activation, exponent, reduce))
-        one = torch.ones((), dtype=_map_dtype(activation), device=activation.device)
+        one = torch.ones((1, 1, 1, 1), dtype=_map_dtype(activation), device=activation.device)
         return _reduce(activation, one, exponent, reduce)
 
 
 def normalized(maps: Tensor) -> Tensor:
     """Divide each map ``[N, H, W]`` by its Euclidean norm; a map of zeros stays as it is."""
-    norm = torch.linalg.vector_norm(maps, dim=(1, 2), keepdim=True)
-    return maps / torch.where(norm > 0, norm, 1)
+    # the norm has no derivative at 0, not even a second one that a where() behind it could hide
+    empty = maps.detach().amax((1, 2), keepdim=True) == 0
+    return maps / torch.linalg.vector_norm(torch.where(empty, 1, maps), dim=(1, 2), keepdim=True)
 
 
 def resized(maps: Tensor, size: tuple[int, int]) -> Tensor:

@@ -173,7 +173,8 @@ class Objective(nn.Module):
 
     def forward(self, student: Observation, targets: Mapping[str, Target], labels: Tensor) -> Terms:
         terms = {n: loss(student, targets.get(n, {}), labels) for n, loss in self._losses().items()}
-        total = (torch.stack([term.float() for term in terms.values()]) * self.factors).sum()
+        weighted = [factor * term for factor, term in zip(self.factors.unbind(), terms.values(), strict=True)]
+        total = torch.stack(weighted).sum()
         return Terms({name: term.detach() for name, term in terms.items()}, total, student.logits)
 
     def _losses(self) -> dict[str, Loss]:

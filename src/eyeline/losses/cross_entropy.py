@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -16,4 +17,5 @@ class CrossEntropy(Loss):
     needs_teacher = False
 
     def forward(self, student: Observation, target: Target, labels: Tensor) -> Tensor:
-        return F.cross_entropy(student.logits.float(), labels)
+        logits = student.logits.to(torch.promote_types(student.logits.dtype, torch.float32))
+        return F.cross_entropy(logits, labels)
