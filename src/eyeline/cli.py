@@ -3,29 +3,42 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from eyeline import __version__, api
-from eyeline.errors import InputError, unknown
+from eyeline.errors import InputError, TrainingStopped, unknown
 
 USAGE = """\
-usage: eyeline VERB [options]        eyeline VERB --help
+usage: eyeline VERB [options]
        eyeline VERB --config recipe.yaml
+       eyeline VERB --help
 
 Teach a small vision network to look where a large one looks.
 
 {verbs}
 
-  eyeline distill --student wrn_16_1 --teacher runs/teacher --data cifar10 --method at+kd
+  eyeline train wrn_16_2 cifar10 --out runs/teacher
+  eyeline distill wrn_16_1 runs/teacher cifar10 --method at+kd
 """
+HINTS = """\
+The arguments that are required may stand first, without their names. A switch needs no value; several values
+are given as a,b,c. A recipe is a YAML file with any of these arguments; what stands beside it on the command
+line counts more."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 1 (stopped), 2 (bad input), 130 (interrupted)."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if not given or given[0] in ("-h", "--help", "help"):
+    if given[:1] == ["help"]:
+        given = [*given[1:2], "--help"]
+    if not given or given[0] in ("-h", "--help"):
         print(_usage())
         return 0
     if given[0] in ("-V", "--version", "version"):
@@ -35,52 +48,272 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given[0] not in api.VERBS:
             raise unknown("command", given[0], api.VERBS)
         verb = getattr(api, given[0])
-        _run(verb, given[0], given[1:])
+        if any(argument in ("-h", "--help") for argument in given[1:]):
+            print(_help(verb))
+            return 0
+        outcome = verb(**_arguments(verb, given[1:]))
+        if _is_main_process():
+            _show(given[0], outcome)
     except InputError as error:
         return _fail(error, 2)
     except KeyboardInterrupt as stopped:
         return _fail(stopped if stopped.args else "interrupted", 130)
-    except RuntimeError as error:
-        if type(error).__name__ != "TrainingStopped":
-            raise
+    except TrainingStopped as error:
         return _fail(error, 1)
     return 0
 
 
-def _run(verb: Callable[..., Any], name: str, given: list[str]) -> None:
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(prog=f"eyeline {name}", description=(verb.__doc__ or "").strip().splitlines()[0])
-    parser.add_argument("--config", action="config", help="a recipe: a YAML file with any of these arguments")
-    parser.add_function_arguments(verb)
-    parsed = parser.parse_args(_plain_options(verb, given)).as_dict()
-    parsed.pop("config")
-    verb(**parsed)
+def _fail(error: object, status: int) -> int:
+    if _is_main_process():
+        print(f"eyeline: {error}", file=sys.stderr)
+    return status
 
 
-def _plain_options(verb: Callable[..., Any], given: list[str]) -> list[str]:
-    """Let arguments before the first option stand for the first parameters, and ``--flag`` for ``--flag true``."""
-    parameters = inspect.signature(verb).parameters
-    leading = next((i for i, argument in enumerate(given) if argument.startswith("-")), len(given))
-    if leading > len(parameters):
-        raise InputError(f"{leading} arguments before the first option; expected at most {len(parameters)}")
-    plain = [f"--{name}={value}" for name, value in zip(parameters, given[:leading], strict=False)]
-    flags = {f"--{name}" for name, p in parameters.items() if isinstance(p.default, bool)}
-    rest = given[leading:]
-    for argument, following in zip(rest, [*rest[1:], "--"], strict=True):
-        alone = argument in flags and following.startswith("-")
-        plain.append(f"{argument}=true" if alone else argument)
-    return plain
+def _is_main_process() -> bool:
+    run = sys.modules.get("eyeline.engine.run")  # not loaded: nothing has run, there is one process
+    return run is None or run.is_main_process()
+
+
+def _show(name: str, outcome: Any) -> None:
+    """What came out, in a line or a table."""
+    if name == "demo":
+        return  # it shows its own
+    if isinstance(outcome, Path):
+        print(outcome)
+        return
+    if name == "study":
+        from rich.console import Console
+
+        from eyeline.report.tables import study_table
+
+        Console().print(study_table(outcome.result))
+        print(outcome.folder)
+        return
+    figures = [
+        f"{split} accuracy {100 * outcome.result[f'{split}_accuracy']:.2f} %"
+        for split in ("test", "validation")
+        if outcome.result.get(f"{split}_accuracy") is not None
+    ]
+    print(f"{outcome.folder}: {', '.join(figures)}")
+
+
+# --- from words to arguments --------------------------------------------------------------------------------
+
+
+def _arguments(verb: Callable[..., Any], words: Sequence[str]) -> dict[str, Any]:
+    """The keyword arguments that the words of a command line mean, checked against the verb's signature.
+
+    Raises:
+        InputError: an unknown option, a value of the wrong kind, or a required one that is missing.
+    """
+    import yaml
+
+    name, parameters = verb.__name__, _parameters(verb)
+    options = _options(name, parameters, words)
+    recipe: dict[str, Any] = {}
+    if "config" in options:
+        path = Path(options.pop("config")).expanduser()
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+            raise InputError(f"cannot read the recipe {path}: {reason}") from error
+        if not isinstance(content, dict):
+            raise InputError(
+                f"the recipe {path} holds no arguments; expected YAML, a line 'name: value' each"
+            )
+        for key in content:
+            if key not in parameters:
+                near = _near(key, parameters)
+                raise InputError(f"unknown argument {key} in {path}{near} (eyeline {name} --help)")
+        recipe = content
+
+    missing = [
+        n for n, p in parameters.items() if p.default is p.empty and n not in options and n not in recipe
+    ]
+    if missing:
+        listed = " and ".join(f"--{argument}" for argument in missing)
+        raise InputError(f"{listed} must be given (eyeline {name} --help)")
+
+    values = {n: p.default for n, p in parameters.items() if p.default is not p.empty}
+    values |= {n: _typed(n, value, parameters[n].annotation) for n, value in {**recipe, **options}.items()}
+    return values
+
+
+def _parameters(verb: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(verb, eval_str=True).parameters
+
+
+def _listed(word: str, kind: Any) -> str:
+    """Let ``a,b`` stand for ``[a, b]`` where a list is taken."""
+    takes = _lists(kind)
+    alone = not takes or word.startswith(("[", "{")) or (takes == "also" and "," not in word)
+    return word if alone else f"[{word}]"
+
+
+def _typed(argument: str, value: Any, kind: Any) -> Any:
+    """A word, or what a recipe holds, as the annotation wants it.
+
+    Raises:
+        InputError: it cannot be that.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    word = _listed(value, kind) if isinstance(value, str) else ""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument(f"--{argument}", type=kind)
+    try:
+        if isinstance(value, str):
+            return parser.parse_args([f"--{argument}={word}"])[argument]
+        return parser.parse_object({argument: value})[argument]
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise _wrong(argument, value, kind) from error
+
+
+def _options(name: str, parameters: Mapping[str, Any], words: Sequence[str]) -> dict[str, str]:
+    """Option -> its words: what stands before the first option is for the first parameters."""
+    leading = next((i for i, word in enumerate(words) if _is_option(word)), len(words))
+    required = [n for n, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    if leading > len(required):
+        raise InputError(
+            f"{words[len(required)]!r} is one argument too many; expected at most {len(required)} "
+            f"without a name ({', '.join(required)})"
+        )
+    options = dict(zip(required, words[:leading], strict=False))
+    rest = list(words[leading:])
+    while rest:
+        word, equals, value = rest.pop(0).partition("=")
+        option = word.removeprefix("--").replace("-", "_")
+        if not word.startswith("--") or option not in (*parameters, "config"):
+            near = _near(option.strip("_"), [*parameters, "config"], "--")
+            raise InputError(f"unknown option {word}{near} (eyeline {name} --help)")
+        values = [value] if equals else []
+        while rest and not equals and not _is_option(rest[0]):
+            values.append(rest.pop(0))
+        kind = parameters[option].annotation if option in parameters else str
+        if not values and kind is bool:
+            values = ["true"]
+        if not values:
+            raise InputError(f"--{option} needs a value: {_expected(kind)}")
+        if len(values) > 1 and not _lists(kind):
+            raise InputError(f"--{option} takes one value, got {' '.join(values)!r}")
+        options[option] = ",".join(values)
+    return options
+
+
+def _near(given: object, choices: Iterable[str], mark: str = "") -> str:
+    near = get_close_matches(str(given), list(choices), n=1, cutoff=0.5)
+    return f"; did you mean {mark}{near[0]}?" if near else ""
+
+
+def _is_option(word: str) -> bool:
+    return word.startswith("-") and re.fullmatch(r"-[\d.].*|-", word) is None  # -1 is a value
+
+
+# --- kinds of values, in words ------------------------------------------------------------------------------
+
+
+def _kinds(kind: Any) -> tuple[Any, ...]:
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+
+
+def _lists(kind: Any) -> str:
+    """Whether a parameter takes a list: ``"only"`` that (or a mapping), ``"also"``, or not at all."""
+    kinds = [k for k in _kinds(kind) if k is not type(None)]
+    several = [get_origin(k) in (list, tuple) for k in kinds]
+    mapping = [get_origin(k) is dict for k in kinds]
+    if not any(several):
+        return ""
+    return "only" if all(a or b for a, b in zip(several, mapping, strict=True)) else "also"
+
+
+def _expected(kind: Any) -> str:
+    """What a value should be, in words."""
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path"}
+    said = []
+    for each in _kinds(kind):
+        origin = get_origin(each)
+        if origin is Literal:
+            said.append(", ".join(map(str, get_args(each))))
+        elif origin in (list, tuple):
+            inner = {int: "whole numbers", float: "numbers"}.get(get_args(each)[0], "names")
+            said.append(f"several {inner}, as a,b,c")
+        elif origin is dict:
+            said.append("a mapping")
+        elif each in words:
+            said.append(words[each])
+    return " or ".join(said)
+
+
+def _wrong(argument: str, value: Any, kind: Any) -> InputError:
+    choices = [c for k in _kinds(kind) if get_origin(k) is Literal for c in get_args(k)]
+    if choices:
+        return unknown(argument, value, choices)
+    return InputError(f"{argument} is {value!r}; expected {_expected(kind)}")
+
+
+# --- help ---------------------------------------------------------------------------------------------------
 
 
 def _usage() -> str:
-    lines = [f"  {v:<9} {(getattr(api, v).__doc__ or '').strip().splitlines()[0]}" for v in api.VERBS]
-    return USAGE.format(verbs="\n".join(lines))
+    width = 2 + max(map(len, api.VERBS)) + 2
+    lines = [
+        textwrap.fill(
+            _summary(getattr(api, verb)),
+            80,
+            initial_indent=f"  {verb}".ljust(width),
+            subsequent_indent=" " * width,
+        )
+        for verb in api.VERBS
+    ]
+    return USAGE.format(verbs="\n".join(lines)).rstrip()
 
 
-def _fail(error: object, status: int) -> int:
-    print(f"eyeline: {error}", file=sys.stderr)
-    return status
+def _summary(verb: Callable[..., Any]) -> str:
+    return (inspect.getdoc(verb) or "").splitlines()[0]
+
+
+def _help(verb: Callable[..., Any]) -> str:
+    """What a verb does and each of its arguments, from its docstring and signature, at 80 columns."""
+    parameters = _parameters(verb)
+    about, _, rest = (inspect.getdoc(verb) or "").partition("\nArgs:\n")
+    documented = dict(re.findall(r"^    (\w+): (.*(?:\n {6,}.*)*)", rest, re.MULTILINE))
+    required = [n for n, p in parameters.items() if p.default is p.empty]
+    lines = [
+        f"usage: eyeline {verb.__name__} {' '.join(n.upper() for n in required)} [options]".replace(
+            "  ", " "
+        ),
+        f"       eyeline {verb.__name__} --config recipe.yaml [options]",
+        "",
+        *(textwrap.fill(paragraph, 80) + "\n" for paragraph in about.strip().split("\n\n")),
+    ]
+    options = [("config", "a recipe: a YAML file with any of these arguments", "")]
+    for name, parameter in parameters.items():
+        text, default = " ".join(documented[name].split()), parameter.default
+        literal = [k for k in _kinds(parameter.annotation) if get_origin(k) is Literal]
+        choices = ", ".join(str(c) for k in literal for c in get_args(k))
+        if literal and not all(str(c) in text for k in literal for c in get_args(k)):
+            text += f" ({choices})"
+        if parameter.default is parameter.empty:
+            note = "required"
+        elif default is None:
+            note = ""  # what happens then is said in the text
+        else:
+            shown = ",".join(map(str, default)) if isinstance(default, list | tuple) else str(default)
+            note = f"default: {shown.lower() if isinstance(default, bool) else shown}"
+        options.append((name, text, note))
+    for name, text, note in options:
+        body = f"{text} [{note}]" if note else text
+        indent = " " * 24
+        option = f"  --{name}".ljust(22) + "  "
+        if len(option) > len(indent):
+            lines.append(option.rstrip())
+            option = indent
+        lines.append(
+            textwrap.fill(body, 80, initial_indent=option, subsequent_indent=indent, break_on_hyphens=False)
+        )
+    lines += ["", textwrap.fill(HINTS, 80)]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The one kind of error a user sees: what was given, what was expected, the nearest valid choice."""
+"""The errors a user sees: what was given, what was expected, the nearest valid choice."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from difflib import get_close_matches
 
 class InputError(ValueError):
     """The caller gave something that cannot work. Raised before any training starts."""
+
+
+class TrainingStopped(RuntimeError):
+    """Training cannot go on: a loss is not finite, or the disk is full. The last good checkpoint is kept."""
 
 
 def unknown(kind: str, given: object, choices: Iterable[str], *, shown: int = 30) -> InputError:

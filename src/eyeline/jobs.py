@@ -14,20 +14,23 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors.torch import save_file
+from safetensors.torch import save as to_safetensors
 from torch import nn
 
 from eyeline import models
 from eyeline.api import Run
 from eyeline.data.sources import ImageData, load_data
-from eyeline.data.views import Preprocess, mix
+from eyeline.data.views import CENTRAL, Preprocess, mix
 from eyeline.distiller import Distiller
 from eyeline.engine.run import (
     CHECKPOINT,
     MODEL,
     RESULT,
+    STUDY,
     RunFolder,
     environment,
+    is_main_process,
+    plain,
     read_json,
     write_atomically,
     write_json,
@@ -51,45 +54,61 @@ class _Teacher:
     network: nn.Module
 
 
-def train(recipe: dict[str, Any], settings: Settings, *, out: str | None, resume: bool, overwrite: bool) -> Run:
+def train(
+    recipe: dict[str, Any], settings: Settings, *, out: str | None, resume: bool, overwrite: bool
+) -> Run:
     data = load_data(recipe["data"], settings)
     network = _seeded(
-        settings.seed, lambda: _network(recipe["model"], data, recipe["pretrained"], recipe["weights"])
+        settings.seed,
+        lambda: _network(recipe["model"], data, settings, recipe["pretrained"], recipe["weights"]),
     )
     folder = _folder(out, "train", [_shown(recipe["model"]), data.name], settings, recipe, resume, overwrite)
     return _run("train", folder, recipe["model"], network, None, data, BASELINE, "auto", settings)
 
 
-def distill(recipe: dict[str, Any], settings: Settings, *, out: str | None, resume: bool, overwrite: bool) -> Run:
+def distill(
+    recipe: dict[str, Any], settings: Settings, *, out: str | None, resume: bool, overwrite: bool
+) -> Run:
     method = resolve_method(recipe["method"])
     data = load_data(recipe["data"], settings)
     teacher = _teacher(recipe["teacher"], data, recipe["teacher_weights"])
     student = _seeded(
-        settings.seed, lambda: _network(recipe["student"], data, False, recipe["student_weights"])
+        settings.seed, lambda: _network(recipe["student"], data, settings, False, recipe["student_weights"])
     )
     # every mistake shows before a folder is made
     _check(student, teacher, method, recipe["layers"], data, settings)
     recipe = {**recipe, "method": method}
     parts = [_shown(recipe["student"]), method_name(method), data.name]
     folder = _folder(out, "distill", parts, settings, recipe, resume, overwrite)
-    return _run("distill", folder, recipe["student"], student, teacher, data, method, recipe["layers"], settings)
+    return _run(
+        "distill", folder, recipe["student"], student, teacher, data, method, recipe["layers"], settings
+    )
 
 
-def study(recipe: dict[str, Any], settings: Settings, *, out: str | None, resume: bool, overwrite: bool) -> Run:
+def study(
+    recipe: dict[str, Any], settings: Settings, *, out: str | None, resume: bool, overwrite: bool
+) -> Run:
     methods = _methods(recipe["methods"])
     seeds = list(range(recipe["seeds"])) if isinstance(recipe["seeds"], int) else list(recipe["seeds"])
     if not seeds or len(set(seeds)) < len(seeds):
-        raise InputError(f"seeds are {recipe['seeds']!r}; expected a number of at least 1, or different seeds")
+        raise InputError(
+            f"seeds are {recipe['seeds']!r}; expected a number of at least 1, or different seeds"
+        )
     data = load_data(recipe["data"], settings)
     teacher = _teacher(recipe["teacher"], data, recipe["teacher_weights"])
     student = recipe["student"]
-    make = functools.partial(_network, student, data, False, None)
+    make = functools.partial(_network, student, data, settings)
     example = make()
     for method in methods.values():
         _check(example, teacher, method, recipe["layers"], data, settings)
 
     recipe = {**recipe, "methods": methods, "seeds": seeds}
     path = _out(out, "study", [_shown(student), data.name])
+    if len({_file_name(name).casefold() for name in methods}) < len(methods):
+        raise InputError(
+            f"methods {list(methods)} have names that make one folder; expected names that differ"
+        )
+    _keep(path, overwrite, student, recipe["teacher"])
     record = RunFolder(path, _complete("study", recipe, settings), resume=resume, overwrite=overwrite)
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in methods}
     for number, seed in enumerate(seeds):
@@ -111,9 +130,13 @@ def study(recipe: dict[str, Any], settings: Settings, *, out: str | None, resume
                 seeded,
                 label=f"{name}, seed {number + 1} of {len(seeds)}",
             )
-            runs[name].append({"seed": seed, "run": str(place.relative_to(path)), **_study_figures(run.result)})
+            runs[name].append(
+                {"seed": seed, "run": str(place.relative_to(path)), **_study_figures(run.result)}
+            )
 
-    figures = _teacher_figures(teacher, data, settings, path)
+    if not is_main_process():
+        return Run(path, {})
+    figures = _teacher_figures(teacher, data, settings)
     baseline = [run["test_accuracy"] for run in runs[BASELINE]]
     entries = []
     for name in methods:
@@ -132,8 +155,8 @@ def study(recipe: dict[str, Any], settings: Settings, *, out: str | None, resume
         "baseline": BASELINE,
         "methods": entries,
     }
-    write_json(path / "study.json", content)
-    _draw_attention(path, content, teacher, data)
+    write_json(path / STUDY, content)
+    _draw_attention(path, content, make, teacher, data, settings, recipe["layers"])
     return Run(path, content)
 
 
@@ -163,7 +186,9 @@ def demo(out: Path, seeds: int | list[int], full: bool, *, resume: bool, overwri
     page = write_page(run.folder)
     console.print(study_table(run.result))
     console.print(protocol(run.result))
-    console.print(f"\nThe page with the curves and the attention maps: [bold]{page.resolve()}[/bold]", soft_wrap=True)
+    console.print(
+        f"\nThe page with the curves and the attention maps: [bold]{page.resolve()}[/bold]", soft_wrap=True
+    )
     return run
 
 
@@ -183,41 +208,61 @@ def look(
     from eyeline.report.pictures import look_figure, save_figure
 
     functions = {name: _map_function(name) for name in maps}
+    if count < 1:
+        raise InputError(f"count is {count}; expected a whole number of at least 1")
     network = _any_network(model, pretrained, weights)
     preprocess = _preprocess(network)
-    pixels = read_images(images, preprocess, count)
-    observer = Observer(network.eval(), layers, (preprocess.channels, *preprocess.size))
-    with torch.no_grad():
-        features = observer(preprocess(pixels)).features
-    observer.close()
+    if isinstance(images, torch.Tensor):
+        pixels, batch = images[:count].cpu(), preprocess(images[:count].cpu())
+    else:
+        pixels = read_images(images, preprocess, count)
+        batch = preprocess(pixels)
+    first = next(network.parameters(), torch.empty(0))
+    training = network.training
+    network.eval()
+    observer = Observer(network, layers, tuple(batch.shape[1:]))  # type: ignore[arg-type]
+    try:
+        with torch.no_grad():
+            features = observer(batch.to(first.device)).features
+    finally:
+        observer.close()
+        network.train(training)
     drawn = {
         layer.name: {
-            name: attention_map(feature, exponent, reduce)  # type: ignore[arg-type]
+            name: attention_map(feature, exponent, reduce).cpu()  # type: ignore[arg-type]
             for name, (reduce, exponent) in functions.items()
         }
         for layer, feature in zip(observer.layers, features, strict=True)
     }
-    return save_figure(look_figure(pixels, drawn), out)
+    try:
+        return save_figure(look_figure(pixels, drawn), out)
+    except OSError as error:
+        raise InputError(f"cannot write the picture {out}: {error.strerror or error}") from error
 
 
 def load(folder: Path, network: nn.Module | None = None) -> nn.Module:
-    described = read_json(folder / MODEL, "a finished run of eyeline train or distill")
+    folder = folder.expanduser()
+    card = read_json(folder / MODEL, "a finished run of eyeline train or distill")
+    try:
+        name, classes, channels = card["model"], tuple(card["classes"]), card["in_chans"]
+        view: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in card["preprocess"].items()}
+        preprocess, weights = Preprocess(**view), folder / card["weights"]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{folder / MODEL} is damaged, or of another version ({error})") from error
     if network is None:
-        if described["model"] is None:
+        if name is None:
             raise InputError(
-                f"{folder} was trained from a Python object; give it: eyeline.load({str(folder)!r}, model=...)"
+                f"{folder} was trained from a Python object; "
+                f"give it: eyeline.load({str(folder)!r}, model=...)"
             )
-        network = models.create_model(described["model"], described["num_classes"], described["in_chans"])
-    models.load_weights(network, folder / described["weights"])
-    preprocess = described["preprocess"]
-    network.preprocess = Preprocess(  # type: ignore[assignment]
-        preprocess["channels"], tuple(preprocess["size"]), tuple(preprocess["mean"]), tuple(preprocess["std"])
-    )
-    network.classes = tuple(described["classes"])  # type: ignore[assignment]
+        network = models.create_model(name, len(classes), channels)
+    models.load_weights(network, weights)
+    network.preprocess = preprocess  # type: ignore[assignment]
+    network.classes = classes  # type: ignore[assignment]
     return network.eval()
 
 
-# --- one run ---------------------------------------------------------------------------------------------------
+# --- one run ------------------------------------------------------------------------------------------------
 
 
 def _run(
@@ -240,13 +285,35 @@ def _run(
     network = teacher.network if teacher else None
     shape = _image_shape(data, settings)
     distiller = Distiller(student, network, method, layers, shape)
-    fit(distiller, data, settings, folder, label=label)
-    distiller.close()
+    try:
+        device = fit(distiller, data, settings, folder, label=label)
+    finally:
+        distiller.close()
+    if is_main_process():
+        result = _finish(
+            verb, folder, given, student, teacher, data, method, layers, settings, device, distiller.pairs
+        )
+    device.fabric.barrier()
+    return Run(folder.path, result if is_main_process() else folder.result or {})
 
-    device = Device.of(settings)
+
+def _finish(
+    verb: str,
+    folder: RunFolder,
+    given: Any,
+    student: nn.Module,
+    teacher: _Teacher | None,
+    data: ImageData,
+    method: Any,
+    layers: str | Sequence[str],
+    settings: Settings,
+    device: Device,
+    pairs: Sequence[tuple[str, str]],
+) -> dict[str, Any]:
+    """Write the weights and the figures of a run that is trained."""
     weights = "model.safetensors" if verb == "train" else "student.safetensors"
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in student.state_dict().items()}
-    write_atomically(folder.path / weights, lambda temporary: save_file(state, temporary))
+    write_atomically(folder.path / weights, to_safetensors(state))
     write_json(folder.path / MODEL, _model_card(given, student, data, settings, weights))
 
     last = folder.read_metrics()[-1]
@@ -258,7 +325,7 @@ def _run(
             "parameters": models.parameter_count(student),
         },
         "method": method_name(method),
-        "layers": distiller.pairs,
+        "layers": [list(pair) for pair in pairs],
         "seed": settings.seed,
         "data": _described(data),
         "train_loss": last["ce"],
@@ -276,7 +343,7 @@ def _run(
         result |= {"test_accuracy": figures["accuracy"], "test_loss": figures["loss"]}
     write_json(folder.path / RESULT, result)
     (folder.path / CHECKPOINT).unlink(missing_ok=True)  # the run is done: its weights lie beside it
-    return Run(folder.path, result)
+    return result
 
 
 def _attention_loss(
@@ -300,24 +367,26 @@ def _attention_loss(
         return None
 
 
-def _model_card(given: Any, network: nn.Module, data: ImageData, settings: Settings, weights: str) -> dict[str, Any]:
-    name = _architecture(given)
-    side = settings.image_size or 224
+def _model_card(
+    given: Any, network: nn.Module, data: ImageData, settings: Settings, weights: str
+) -> dict[str, Any]:
     return {
         "format": 1,
-        "model": name,
+        "model": _architecture(given),
         "num_classes": len(data.classes),
         "in_chans": data.channels,
         "parameters": models.parameter_count(network),
         "weights": weights,
         "classes": list(data.classes),
-        "preprocess": {
-            "channels": data.channels,
-            "size": list(data.size or (side, side)),
-            "mean": list(data.mean),
-            "std": list(data.std),
-        },
+        "preprocess": plain(dataclasses.asdict(_evaluation_view(data, settings))),
     }
+
+
+def _evaluation_view(data: ImageData, settings: Settings) -> Preprocess:
+    channels, *size = _image_shape(data, settings)
+    return Preprocess(
+        channels, (size[0], size[1]), data.mean, data.std, CENTRAL if data.size is None else 1.0
+    )
 
 
 def _seeded(seed: int, make: Callable[[], nn.Module]) -> nn.Module:
@@ -327,26 +396,36 @@ def _seeded(seed: int, make: Callable[[], nn.Module]) -> nn.Module:
         return make()
 
 
-# --- what was named --------------------------------------------------------------------------------------------
+# --- what was named -----------------------------------------------------------------------------------------
 
 
-def _network(given: Any, data: ImageData, pretrained: bool, weights: str | None) -> nn.Module:
+def _network(
+    given: Any, data: ImageData, settings: Settings, pretrained: bool = False, weights: str | None = None
+) -> nn.Module:
     """The network to train: a name, a run folder, a module (copied), or a function that makes one."""
-    if isinstance(given, nn.Module):
-        network = copy.deepcopy(given)
+    if isinstance(given, str) and not _is_run(given):
+        network = models.create_model(given, len(data.classes), data.channels, pretrained, weights)
+    elif pretrained:
+        raise InputError(f"pretrained is for a network given by name; {_shown(given)} brings its own weights")
+    else:
+        if isinstance(given, nn.Module):
+            network = copy.deepcopy(given)
+        elif isinstance(given, str):
+            network = load(Path(given))
+        elif callable(given):
+            network = given()
+        else:
+            raise InputError(
+                f"model is {given!r}; expected a name, a run folder, an nn.Module, "
+                "or a function that makes one"
+            )
         if weights is not None:
             models.load_weights(network, weights)
-    elif isinstance(given, str) and _is_run(given):
-        network = load(Path(given).expanduser())
-    elif isinstance(given, str):
-        network = models.create_model(given, len(data.classes), data.channels, pretrained, weights)
-    elif callable(given):
-        network = given()
-    else:
-        raise InputError(f"model is {given!r}; expected a name, a run folder, an nn.Module or a function that makes one")
-    answered = probe_output(network, _image_shape(data, Settings()))
+    answered = probe_output(network, _image_shape(data, settings))
     if answered != (len(data.classes),):
-        raise InputError(f"the network answers {list(answered)} for an image; {data.name} has {len(data.classes)} classes")
+        raise InputError(
+            f"the network answers {list(answered)} for an image; {data.name} has {len(data.classes)} classes"
+        )
     return network.train()
 
 
@@ -372,8 +451,10 @@ def _teacher(given: Any, data: ImageData, weights: str | None) -> _Teacher:
 
 def _has_no_published_weights(network: nn.Module, name: str) -> bool:
     config = getattr(network, "pretrained_cfg", None) or {}
-    return name not in models.EMBEDDED and not name.startswith("torchvision/") and not (
-        config.get("url") or config.get("hf_hub_id") or config.get("file")
+    return (
+        name not in models.EMBEDDED
+        and not name.startswith("torchvision/")
+        and not (config.get("url") or config.get("hf_hub_id") or config.get("file"))
     )
 
 
@@ -393,7 +474,8 @@ def _check(
         if answered != (len(data.classes),):
             raise InputError(
                 f"teacher {teacher.name} answers {list(answered)} for an image; {data.name} has "
-                f"{len(data.classes)} classes; train one on this data: eyeline train --model NAME --data {data.name}"
+                f"{len(data.classes)} classes; train one on this data: "
+                f"eyeline train --model NAME --data {data.name}"
             )
 
 
@@ -418,13 +500,16 @@ def _preprocess(network: nn.Module) -> Preprocess:
     mean, std = config.get("mean", (0.485, 0.456, 0.406)), config.get("std", (0.229, 0.224, 0.225))
     if len(mean) != channels:
         mean, std = (sum(mean) / len(mean),) * channels, (sum(std) / len(std),) * channels
-    return Preprocess(channels, tuple(config.get("input_size", (channels, 224, 224))[1:]), tuple(mean), tuple(std))
+    size = tuple(config.get("input_size", (channels, 224, 224))[1:])
+    return Preprocess(channels, size, tuple(mean), tuple(std), config.get("crop_pct", CENTRAL))
 
 
 def _map_function(name: str) -> tuple[str, float]:
     match = re.fullmatch(r"(sum|max)\^(\d+(?:\.\d+)?)", name)
     if match is None or float(match[2]) < 1:
-        raise InputError(f"map function {name!r}; expected sum^P or max^P with an exponent P of at least 1, as in sum^2")
+        raise InputError(
+            f"map function {name!r}; expected sum^P or max^P with an exponent P of at least 1, as in sum^2"
+        )
     return match[1], float(match[2])
 
 
@@ -432,9 +517,13 @@ def _methods(given: Sequence[Any] | Mapping[str, Any]) -> dict[str, dict[str, An
     """Name -> resolved method, the student alone first."""
     named = dict(given) if isinstance(given, Mapping) else {method_name(method): method for method in given}
     if not isinstance(given, Mapping) and len(named) < len(given):
-        raise InputError(f"methods {list(given)!r} name one method twice; give a mapping with a name for each")
+        raise InputError(
+            f"methods {list(given)!r} name one method twice; give a mapping with a name for each"
+        )
     named.pop(BASELINE, None)
-    return {BASELINE: resolve_method(BASELINE)} | {name: resolve_method(method) for name, method in named.items()}
+    return {BASELINE: resolve_method(BASELINE)} | {
+        name: resolve_method(method) for name, method in named.items()
+    }
 
 
 def _is_run(given: str) -> bool:
@@ -460,7 +549,7 @@ def _image_shape(data: ImageData, settings: Settings) -> tuple[int, int, int]:
     return data.channels, height, width
 
 
-# --- folders and figures ---------------------------------------------------------------------------------------
+# --- folders and figures ------------------------------------------------------------------------------------
 
 
 def _complete(verb: str, recipe: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
@@ -477,11 +566,24 @@ def _folder(
     overwrite: bool,
 ) -> RunFolder:
     path = _out(out, verb, [*parts, f"seed-{settings.seed}"])
+    _keep(path, overwrite, *(recipe.get(name) for name in ("model", "student", "teacher")))
     return RunFolder(path, _complete(verb, recipe, settings), resume=resume, overwrite=overwrite)
 
 
 def _out(out: str | None, verb: str, parts: Sequence[str]) -> Path:
     return Path(out) if out is not None else Path("runs") / _file_name("-".join([verb, *parts]))
+
+
+def _keep(path: Path, overwrite: bool, *inputs: Any) -> None:
+    """Refuse to overwrite a run that this one starts from."""
+    ours = path.expanduser().resolve()
+    for given in inputs:
+        if overwrite and isinstance(given, str) and _is_run(given):
+            theirs = Path(given).expanduser().resolve()
+            if ours == theirs or ours in theirs.parents:
+                raise InputError(
+                    f"{path} is to be overwritten, but {given} is needed; choose another folder with --out"
+                )
 
 
 def _file_name(text: str) -> str:
@@ -493,7 +595,7 @@ def _described(data: ImageData) -> dict[str, Any]:
     return {"name": data.name, "fingerprint": data.fingerprint(), "classes": list(data.classes), **sizes}
 
 
-def _teacher_figures(teacher: _Teacher, data: ImageData, settings: Settings, path: Path) -> dict[str, Any]:
+def _teacher_figures(teacher: _Teacher, data: ImageData, settings: Settings) -> dict[str, Any]:
     device = Device.of(settings)
     device.place(teacher.network)
     figures: dict[str, Any] = {"model": teacher.name, "parameters": models.parameter_count(teacher.network)}
@@ -501,7 +603,9 @@ def _teacher_figures(teacher: _Teacher, data: ImageData, settings: Settings, pat
         return figures  # a teacher of other classes
     for name, split in (("train", data.train), ("test", data.test)):
         if split is not None:
-            measured = evaluate(teacher.network, evaluation_stream(split, data, settings, device), device.autocast)
+            measured = evaluate(
+                teacher.network, evaluation_stream(split, data, settings, device), device.autocast
+            )
             figures |= {f"{name}_accuracy": measured["accuracy"], f"{name}_loss": measured["loss"]}
     return figures
 
@@ -514,33 +618,57 @@ def _study_figures(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _summaries(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    return {name: summary([run[name] for run in runs]) for name in _FIGURES if all(run[name] is not None for run in runs)}
+    return {
+        name: summary([run[name] for run in runs])
+        for name in _FIGURES
+        if all(run[name] is not None for run in runs)
+    }
 
 
-def _draw_attention(path: Path, content: Mapping[str, Any], teacher: _Teacher, data: ImageData) -> None:
-    """``attention.png``: teacher and the first seed's students, side by side on a few test images."""
+def _draw_attention(
+    path: Path,
+    content: Mapping[str, Any],
+    make: Callable[[], nn.Module],
+    teacher: _Teacher,
+    data: ImageData,
+    settings: Settings,
+    layers: str | Sequence[str],
+) -> None:
+    """``attention.png``: teacher and the first seed's students, side by side on a few test images.
+
+    None for networks that have no layers to compare.
+    """
+    from torchvision.transforms.functional import to_pil_image
+
     from eyeline.attention import attention_map
     from eyeline.data.sources import MemorySplit
-    from eyeline.data.views import Normalization
     from eyeline.observe import Observer
     from eyeline.report.pictures import attention_grid, save_figure
     from eyeline.report.tables import display_name
 
-    split = data.test or data.validation
-    if not isinstance(split, MemorySplit):
+    shape = _image_shape(data, settings)
+    try:
+        distiller = Distiller(make(), teacher.network, "at", layers, shape)
+    except InputError:
         return
-    chosen = torch.stack([(split.labels == label).nonzero()[0, 0] for label in split.labels.unique()[:4]])
-    pixels = split.images[chosen]
-    networks = {"teacher": teacher.network}
+    distiller.close()
+    ours, theirs = zip(*distiller.pairs, strict=True)
+
+    split = data.test or data.validation
+    chosen = [int((split.labels == label).nonzero()[0, 0]) for label in split.labels.unique()[:4]]
+    view = _evaluation_view(data, settings)
+    memory = isinstance(split, MemorySplit)
+    images = [to_pil_image(split.images[i]) if memory else split.load(i) for i in chosen]  # type: ignore[union-attr]
+    pixels = torch.stack([view.pixels(image) for image in images])
+
+    networks = {"teacher": (teacher.network.cpu(), theirs)}
     for entry in content["methods"]:
-        network = load(path / entry["runs"][0]["run"])
-        networks[display_name(entry["method"])] = network
+        networks[display_name(entry["method"])] = (load(path / entry["runs"][0]["run"], make()), ours)
     maps = {}
-    for name, network in networks.items():
-        observer = Observer(network.cpu().eval(), "auto", (data.channels, *pixels.shape[2:]))
+    for name, (network, names) in networks.items():
+        observer = Observer(network.eval(), names, shape)
         with torch.no_grad():
-            features = observer(Normalization(data.mean, data.std)(pixels)).features
-        maps[name] = [attention_map(feature) for feature in features]
+            maps[name] = [attention_map(feature) for feature in observer(view(pixels)).features]
         observer.close()
     rows = [data.classes[int(split.labels[i])] for i in chosen]
     save_figure(attention_grid(pixels, maps, rows), path / "attention.png")

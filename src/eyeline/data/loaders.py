@@ -1,8 +1,9 @@
-"""In which batches a network sees its images: a stream of training steps, and the batches of an evaluation."""
+"""In which batches a network sees its images: the steps of training, and the batches of an evaluation."""
 
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from eyeline.data.sources import FileSplit, MemorySplit, Split
 from eyeline.data.views import CropFlip, Normalization, SeededTransform, epoch_order, train_transform
+from eyeline.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,8 @@ class Batch:
 class TrainingStream:
     """The batches of a whole run, from any step on.
 
-    Each epoch visits every image once, in an order that depends on (seed, epoch) alone, in batches as equal as
-    possible (so never a last batch of one image). The view of a sample depends on (view_seed, epoch, index).
+    Each epoch visits every image once, in an order that depends on (seed, epoch) alone, in batches as equal
+    as possible (so no last batch of one image). The view of a sample depends on (view_seed, epoch, index).
 
     Args:
         split: the training images.
@@ -63,6 +65,10 @@ class TrainingStream:
     ) -> None:
         self.split = split
         self.steps_per_epoch = -(-len(split) // batch_size)
+        if len(split) // self.steps_per_epoch < world:
+            raise InputError(
+                f"{len(split)} images in batches of {batch_size} leave one of {world} devices without any"
+            )
         self.normalization, self.seed, self.view_seed = normalization, seed, view_seed
         self.device, self.rank, self.world = torch.device(device), rank, world
         self.augmentation, self.size, self.workers = augmentation, size, workers
@@ -105,7 +111,10 @@ def evaluation_batches(
     size: int = 224,
     workers: int | None = None,
 ) -> Iterator[Batch]:
-    """The images of a split once, in their order, as they are (files: the central crop)."""
+    """The images of a split once, in their order, as they are (files: the central crop).
+
+    Also the view of :class:`~eyeline.data.views.Preprocess`, bit for bit.
+    """
     device = torch.device(device)
     chunks = torch.arange(len(split)).split(batch_size)
     if isinstance(split, MemorySplit):
@@ -147,6 +156,19 @@ class _Steps:
             yield [(epoch, int(i)) for i in indices]
 
 
-def _loader(files: _Files, steps: _Steps | list[list[tuple[int, int]]], workers: int | None, device: torch.device) -> Any:
+def _loader(
+    files: _Files, steps: _Steps | list[list[tuple[int, int]]], workers: int | None, device: torch.device
+) -> Any:
     workers = (os.cpu_count() or 1) if workers is None else workers
-    return DataLoader(files, batch_sampler=steps, num_workers=workers, pin_memory=device.type == "cuda")
+    return DataLoader(
+        files,
+        batch_sampler=steps,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=_ignore_interrupt,
+    )
+
+
+def _ignore_interrupt(worker: int) -> None:
+    # a terminal sends Ctrl-C to the workers too; the training loop ends them, after its checkpoint
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

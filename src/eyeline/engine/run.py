@@ -1,4 +1,4 @@
-"""The folder of one run: what was asked, what happened, and what came out. Every file is written whole or not."""
+"""The folder of one run: what was asked, what happened, what came out. Every file is written whole or not."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import io
 import json
 import os
 import platform
+import re
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,50 +21,56 @@ import torch
 import yaml
 
 from eyeline import __version__
-from eyeline.errors import InputError
+from eyeline.errors import InputError, TrainingStopped
 
-RECIPE, METRICS, CHECKPOINT, RESULT, MODEL = (
-    "recipe.yaml",
-    "metrics.csv",
-    "last.ckpt",
-    "result.json",
-    "model.json",
-)
+RECIPE = "recipe.yaml"
+ENVIRONMENT = "environment.json"
+METRICS = "metrics.csv"
+CHECKPOINT = "last.ckpt"
+RESULT = "result.json"
+MODEL = "model.json"
+STUDY = "study.json"
+_WEIGHTS = ("model.safetensors", "student.safetensors")
+_DRAWN = ("attention.png", "report.html")
+_CURVES = "tensorboard"
+_MARK = "# eyeline "  # the first line of a recipe of ours
+_COLUMNS = ("validation_accuracy", "validation_loss", "images_per_second")  # the last of metrics.csv
 # what may differ between a run and its continuation
 _FREE = {"out", "resume", "overwrite", "progress", "workers", "checkpoint_every", "data_root", "download"}
 
 
-def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+def is_main_process() -> bool:
+    """Whether this process writes the run folder; of a run on several devices, one does."""
+    return all(int(os.environ.get(rank, 0)) == 0 for rank in ("LOCAL_RANK", "NODE_RANK", "RANK"))
+
+
+def write_atomically(path: Path, content: bytes) -> None:
     """Write a file beside its place, then rename it: the file is always whole, old or new.
 
     Raises:
-        InputError: the disk is full, or the folder cannot be written; the earlier file is kept.
+        TrainingStopped: the disk is full, or the folder cannot be written; the earlier file is kept.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        write(temporary)
-        temporary.chmod(mode)  # safetensors makes its files readable for their owner only
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # or a power cut could leave the new name with no content
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
-        # torch and safetensors report a failed write as a RuntimeError of their own
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or (
-            isinstance(error, RuntimeError) and shutil.disk_usage(path.parent).free < 1 << 20
-        )
-        if not full and not isinstance(error, OSError):
-            raise
-        cause = "the disk is full" if full else error.strerror if isinstance(error, OSError) else error
-        raise InputError(
-            f"could not write {path}: {cause}; nothing was lost: an earlier {path.name} is kept, "
-            "and the run continues from it with --resume true"
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        earlier = f"the earlier {path.name} is kept" if path.exists() else "nothing was written"
+        raise TrainingStopped(
+            f"could not write {path}: {'the disk is full' if full else error.strerror}; {earlier}; "
+            "once there is room, continue with --resume true"
         ) from error
 
 
 def write_text(path: Path, text: str) -> None:
     """Write text atomically."""
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_atomically(path, text.encode())
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -91,11 +99,11 @@ class RunFolder:
         path: where; made if it does not exist.
         recipe: the resolved arguments of the verb, with the verb under ``"verb"``.
         resume: continue a run that is there, with the same recipe.
-        overwrite: replace a run that is there.
+        overwrite: replace a run that is there: its own files, and nothing else that lies in the folder.
 
     Raises:
-        InputError: a run is there and neither ``resume`` nor ``overwrite`` was given, it has another recipe, or
-            the folder holds something that is no run.
+        InputError: a run is there and neither ``resume`` nor ``overwrite`` was given, it has another recipe,
+            or the folder holds something that is no run.
     """
 
     def __init__(
@@ -103,13 +111,17 @@ class RunFolder:
     ) -> None:
         self.path = Path(path).expanduser()
         self.recipe = plain(recipe)
+        if not is_main_process():
+            return  # the main process has looked at the folder, and made it
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path} is a file; expected a folder for the run")
-        if self.path.is_dir() and any(self.path.iterdir()):
-            if not (self.path / RECIPE).exists():
-                raise InputError(f"{self.path} holds files that are no run of eyeline; choose another folder with --out")
+        if self.path.is_dir() and any(not _is_left_over(file) for file in self.path.iterdir()):
+            if not is_run(self.path):
+                raise InputError(
+                    f"{self.path} holds files that are no run of eyeline; choose another folder with --out"
+                )
             if overwrite:
-                shutil.rmtree(self.path)
+                remove_run(self.path)
             elif resume:
                 self._check_same_recipe()
             else:
@@ -121,22 +133,39 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"cannot make the folder {self.path}: {error.strerror}") from error
-        header = f"# eyeline {self.recipe['verb']} --config {RECIPE} --out ANOTHER_FOLDER   repeats this run\n"
+        for file in self.path.iterdir():
+            if _is_left_over(file):
+                file.unlink()
+        if self.result is not None:
+            return  # the record of a finished run stays as it is
+        header = f"{_MARK}{self.recipe['verb']} --config {RECIPE} --out ANOTHER_FOLDER   repeats this run\n"
         body = {k: v for k, v in self.recipe.items() if k != "verb"}
-        write_text(self.path / RECIPE, header + yaml.safe_dump(body, sort_keys=False, allow_unicode=True))
-        write_json(self.path / "environment.json", environment())
+        try:
+            write_text(self.path / RECIPE, header + yaml.safe_dump(body, sort_keys=False, allow_unicode=True))
+            write_json(self.path / ENVIRONMENT, environment())
+        except TrainingStopped as error:
+            raise InputError(str(error).partition(";")[0]) from error
 
     def _check_same_recipe(self) -> None:
         try:
-            before = yaml.safe_load((self.path / RECIPE).read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
-            raise InputError(f"{self.path / RECIPE} is damaged ({error}); start anew with --overwrite true") from error
-        names = sorted((set(before) | set(self.recipe)) - _FREE - {"verb"})
-        changed = [f"{n} was {before.get(n)!r}, is {self.recipe.get(n)!r}" for n in names
-                   if before.get(n) != self.recipe.get(n)]
+            before = dict(yaml.safe_load((self.path / RECIPE).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+            raise InputError(
+                f"{self.path / RECIPE} is damaged ({error}); start anew with --overwrite true"
+            ) from error
+        verb = (self.path / RECIPE).read_text(encoding="utf-8").removeprefix(_MARK).split()[0]
+        before["verb"] = verb
+        names = sorted((set(before) | set(self.recipe)) - _FREE)
+        changed = [
+            f"{n} was {before.get(n)!r}, is {self.recipe.get(n)!r}"
+            for n in names
+            if before.get(n) != self.recipe.get(n)
+        ]
         if changed:
-            raise InputError(f"{self.path} holds a run with another recipe ({'; '.join(changed)}); "
-                             "resume with the same, or choose another folder with --out")
+            raise InputError(
+                f"{self.path} holds a run with another recipe ({'; '.join(changed)}); "
+                "resume with the same, or choose another folder with --out"
+            )
 
     @property
     def result(self) -> dict[str, Any] | None:
@@ -146,7 +175,10 @@ class RunFolder:
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
         """Replace the checkpoint, whole or not at all."""
-        write_atomically(self.path / CHECKPOINT, lambda temporary: torch.save(dict(state), temporary))
+        # through memory, because a failed write inside torch.save tells nothing of its cause
+        content = io.BytesIO()
+        torch.save(dict(state), content)
+        write_atomically(self.path / CHECKPOINT, content.getvalue())
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The last checkpoint, if there is one.
@@ -166,7 +198,9 @@ class RunFolder:
                 f"checkpoint {path} is truncated or not one of eyeline ({type(error).__name__}); "
                 "start anew with --overwrite true"
             ) from error
-        raise InputError(f"checkpoint {path} has format {state['format']}, expected 1: made by another version")
+        raise InputError(
+            f"checkpoint {path} has format {state['format']}, expected 1: made by another version"
+        )
 
     def read_metrics(self) -> list[dict[str, float]]:
         """The rows of ``metrics.csv``, one an epoch."""
@@ -174,16 +208,48 @@ class RunFolder:
         if not path.exists():
             return []
         with path.open(newline="", encoding="utf-8") as file:
-            return [{k: float(v) for k, v in row.items() if v not in ("", None)} for row in csv.DictReader(file)]
+            rows = [{k: v for k, v in row.items() if v not in ("", None)} for row in csv.DictReader(file)]
+        whole = ("epoch", "step")
+        return [{k: int(v) if k in whole else float(v) for k, v in row.items()} for row in rows]
 
     def write_metrics(self, rows: list[dict[str, float]]) -> None:
         """Replace ``metrics.csv``."""
-        columns = list(dict.fromkeys(name for row in rows for name in row))
+        columns = [
+            name for name in dict.fromkeys(name for row in rows for name in row) if name not in _COLUMNS
+        ]
+        columns += _COLUMNS
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         write_text(self.path / METRICS, text.getvalue())
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is that of a run or a study, finished or not."""
+    try:
+        return (path / RECIPE).read_text(encoding="utf-8", errors="replace").startswith(_MARK)
+    except OSError:
+        return False
+
+
+def remove_run(path: Path) -> None:
+    """Delete a run or a study: what eyeline wrote. Other files in the folder stay."""
+    for name in (ENVIRONMENT, METRICS, CHECKPOINT, RESULT, MODEL, STUDY, *_WEIGHTS, *_DRAWN):
+        (path / name).unlink(missing_ok=True)
+    shutil.rmtree(path / _CURVES, ignore_errors=True)
+    for run in path.glob("*/seed-*"):
+        if is_run(run):
+            remove_run(run)
+            with suppress(OSError):  # not empty
+                run.rmdir()
+                run.parent.rmdir()
+    (path / RECIPE).unlink(missing_ok=True)  # last: until then the folder is known as a run
+
+
+def _is_left_over(file: Path) -> bool:
+    """Of a process that was killed while it wrote."""
+    return re.fullmatch(r"\..+\.\d+\.part", file.name) is not None
 
 
 def plain(value: Any) -> Any:

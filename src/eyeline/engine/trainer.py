@@ -1,11 +1,12 @@
 """The training loop, on Lightning Fabric.
 
-The state of a run is the weights, the optimizer and the number of the step: order, views, learning rate and random
-draws are functions of the step. So a run resumes from any step exactly where it was.
+The state of a run is the weights, the optimizer and the number of the step: order, views, learning rate and
+random draws are functions of the step. So a run resumes from any step exactly where it was.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import signal
@@ -18,8 +19,10 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.loggers.tensorboard import TensorBoardLogger
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Column
+from rich.text import Text
 from torch import Tensor, nn
 
 from eyeline.data.loaders import Batch, TrainingStream, evaluation_batches
@@ -27,17 +30,13 @@ from eyeline.data.sources import ImageData, Split
 from eyeline.data.views import Normalization, mix
 from eyeline.distiller import Distiller
 from eyeline.engine.run import RunFolder
-from eyeline.errors import InputError
+from eyeline.errors import InputError, TrainingStopped
 from eyeline.evaluate import evaluate
 from eyeline.settings import Settings
 
 console = Console(stderr=True)
 # Fabric announces its precision at every start; the run folder records it
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-
-
-class TrainingStopped(RuntimeError):
-    """Training cannot go on: a loss is no longer finite. The last good checkpoint is kept."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +56,15 @@ class Device:
             kind = Fabric(accelerator=accelerator, devices=devices).device.type
             bf16 = settings.precision == "bf16" or (settings.precision == "auto" and has_native_bf16(kind))
             fabric = Fabric(
-                accelerator=accelerator, devices=devices, precision="bf16-mixed" if bf16 else "32-true", loggers=loggers
+                accelerator=accelerator,
+                devices=devices,
+                precision="bf16-mixed" if bf16 else "32-true",
+                loggers=loggers,
             )
         except Exception as error:  # Lightning raises its own kinds for hardware that is not there
-            raise InputError(f"cannot use accelerator={accelerator!r}, devices={devices!r}: {error}") from error
+            raise InputError(
+                f"cannot use accelerator={accelerator!r}, devices={devices!r}: {error}"
+            ) from error
         return cls(fabric, bf16)
 
     @property
@@ -113,7 +117,10 @@ def make_optimizer(settings: Settings, parameters: list[nn.Parameter]) -> torch.
 
 
 class _Step(nn.Module):
-    """What runs on every device: from a batch to the loss, and the figures of the step in one tensor."""
+    """What runs on every device: from a batch to the loss, and the figures of the step in one tensor.
+
+    The figures are sums over the images of the batch: loss, correct answers, terms, and the number of images.
+    """
 
     def __init__(self, distiller: Distiller) -> None:
         super().__init__()
@@ -121,8 +128,13 @@ class _Step(nn.Module):
 
     def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         terms = self.distiller(images, labels)
-        correct = (terms.logits.detach().argmax(1) == labels).float().mean()
-        return terms.total, torch.stack([terms.total.detach(), correct, *(t.float() for t in terms.values())])
+        count = float(len(labels))
+        correct = (terms.logits.detach().argmax(1) == labels).sum()
+        means = torch.stack([terms.total.detach().double(), *(term.double() for term in terms.values())])
+        figures = torch.cat(
+            [means[:1] * count, correct[None], means[1:] * count, torch.full_like(means[:1], count)]
+        )
+        return terms.total, figures
 
 
 def fit(
@@ -132,25 +144,39 @@ def fit(
     folder: RunFolder,
     *,
     label: str = "",
-) -> None:
+) -> Device:
     """Train a distiller's student; continue from the folder's checkpoint if there is one.
 
-    Writes ``metrics.csv``, ``tensorboard/`` and ``last.ckpt``.
+    Writes ``metrics.csv``, ``tensorboard/`` and ``last.ckpt``. Returns where the training ran.
 
     Raises:
-        TrainingStopped: a loss became NaN or infinite; names the term and the step.
+        InputError: the folder's checkpoint is damaged or of another network.
+        TrainingStopped: a loss became NaN or infinite (names the term and the step), or the disk is full.
         KeyboardInterrupt: on Ctrl-C or SIGTERM, after a checkpoint.
     """
     device = Device.of(settings, TensorBoardLogger(folder.path, name="", version="tensorboard"))
+    device.fabric.launch()
+    try:
+        _fit(distiller, data, settings, folder, label, device)
+    except BaseException:
+        _end_other_processes(device.fabric)
+        raise
+    finally:
+        for logger in device.fabric.loggers:
+            logger.finalize("")
+    return device
+
+
+def _fit(
+    distiller: Distiller, data: ImageData, settings: Settings, folder: RunFolder, label: str, device: Device
+) -> None:
     fabric = device.fabric
-    fabric.launch()
     device.place(distiller)
     if _compiles(settings, fabric.device.type):
         distiller.student.compile()
         if distiller.teacher is not None:
             distiller.teacher.compile()
 
-    normalization = Normalization(data.mean, data.std)
     stream = training_stream(data, settings, device)
     validation = lambda: evaluation_stream(data.validation, data, settings, device)  # noqa: E731
     steps_per_epoch, total = stream.steps_per_epoch, settings.epochs * stream.steps_per_epoch
@@ -161,39 +187,58 @@ def fit(
     module.train()
 
     names = ["loss", "train_accuracy", *distiller.objective.method]
-    sums = torch.zeros(len(names), dtype=torch.float64, device=fabric.device)
+    sums = torch.zeros(
+        len(names) + 1, dtype=torch.float64, device=fabric.device
+    )  # over the epoch; last, images
     never = torch.iinfo(torch.int64).max
-    first_bad = torch.full((len(names),), never, device=fabric.device)
+    first_bad = torch.full_like(sums, never, dtype=torch.int64)
     start, seconds, rows = 0, 0.0, folder.read_metrics()
     state = folder.load_checkpoint()
     if state is not None:
         start, seconds = state["step"], state["epoch_seconds"]
-        distiller.student.load_state_dict(state["student"])
-        distiller.objective.load_state_dict(state["objective"])
-        optimizer.load_state_dict(state["optimizer"])
-        sums.copy_(state["sums"])
+        try:
+            distiller.student.load_state_dict(state["student"])
+            distiller.objective.load_state_dict(state["objective"])
+            optimizer.load_state_dict(state["optimizer"])
+            sums.copy_(state["sums"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise InputError(
+                f"the checkpoint in {folder.path} is of another network or method "
+                f"({str(error).splitlines()[0][:100]}); start anew with --overwrite true"
+            ) from error
     rows = [row for row in rows if row["step"] <= start]
 
-    def check_finite(step: int) -> None:
-        bad = {name: int(at) for name, at in zip(names, first_bad.tolist(), strict=True) if at != never}
-        if not bad:
+    saved: int | None = start if state is not None else None
+
+    def check_finite(step: int, *, together: bool = True) -> None:
+        """Together: every process calls this at the same steps, and all of them stop or none."""
+        seen = first_bad
+        if together and fabric.world_size > 1:
+            seen = torch.as_tensor(fabric.all_gather(first_bad)).amin(0)
+        bad = {name: at for name, at in zip(names, seen.tolist(), strict=False) if at != never}
+        state = [*distiller.student.state_dict().values(), *distiller.objective.state_dict().values()]
+        if not bad and bool(torch.stack([torch.isfinite(tensor).all() for tensor in state]).all()):
             return
-        at = min(bad.values())
-        terms = [name for name, first in bad.items() if first == at and name != "loss"] or ["loss"]
-        kept = state_step if state_step is not None else "none yet"
+        kept = (
+            f"the last good checkpoint (step {saved}) is kept"
+            if saved is not None
+            else "there is no checkpoint yet"
+        )
+        if bad:
+            at = min(bad.values())
+            terms = [name for name, first in bad.items() if first == at and name not in names[:2]] or ["loss"]
+            what = (
+                f"loss term {', '.join(terms)} is not finite at step {at} (epoch {at // steps_per_epoch + 1})"
+            )
+        else:
+            what = f"a weight is not finite after step {step} (epoch {(step - 1) // steps_per_epoch + 1})"
         raise TrainingStopped(
-            f"loss term {', '.join(terms)} is not finite at step {at} (epoch {at // steps_per_epoch + 1}); "
-            f"stopped; the last good checkpoint is kept (step {kept}) in {folder.path}; "
+            f"{what}; {kept} in {folder.path}; "
             "a smaller learning_rate or weight, or precision=float32, may help"
         )
 
-    state_step: int | None = start if state is not None else None
-
     def save(step: int) -> None:
-        nonlocal state_step
-        check_finite(step)
-        if not all(bool(torch.isfinite(p).all()) for p in distiller.trainable_parameters()):
-            raise TrainingStopped(f"a weight is not finite after step {step}; the last good checkpoint is kept")
+        nonlocal saved
         if fabric.is_global_zero:
             folder.save_checkpoint(
                 {
@@ -206,12 +251,23 @@ def fit(
                     "sums": sums,
                 }
             )
-        state_step = step
+        saved = step
+
+    def figures(epoch: int, elapsed: float) -> tuple[str, str]:
+        values = dict(zip(names, (sums / sums[-1]).tolist(), strict=False))
+        shown = [f"epoch {epoch}/{settings.epochs}", *(f"{name} {values[name]:.3g}" for name in names[2:])]
+        shown.append(f"train {100 * values['train_accuracy']:.1f} %")
+        validated = [row["validation_accuracy"] for row in rows if "validation_accuracy" in row]
+        shown += [f"validation {100 * accuracy:.1f} %" for accuracy in validated[-1:]]
+        rate = float(sums[-1]) * fabric.world_size / max(elapsed, 1e-9)
+        return "  ".join(shown), f"{rate:,.0f} images/s"
 
     if start % steps_per_epoch:
         _set_progress(distiller, settings, start, steps_per_epoch)
     step, began = start, time.perf_counter()
-    with _progress(settings, total, start, label) as show, _interruptible() as interrupted:
+    every = settings.checkpoint_every or steps_per_epoch
+    progress = _progress(settings, total, start, label, shown=fabric.is_global_zero)
+    with progress as show, _interruptible(fabric.is_global_zero) as interrupted:
         for batch in stream.batches(start, total):
             if step % steps_per_epoch == 0:
                 _set_progress(distiller, settings, step, steps_per_epoch)
@@ -229,32 +285,43 @@ def fit(
             sums += values
             step += 1
 
-            done_in_epoch = (step - 1) % steps_per_epoch + 1
-            show(step, lambda done=done_in_epoch: _figures(names, sums / done, batch, settings, step, steps_per_epoch))
-            if done_in_epoch == steps_per_epoch:
+            done, epoch = (step - 1) % steps_per_epoch + 1, -(-step // steps_per_epoch)
+            elapsed = seconds + time.perf_counter() - began
+            if done == steps_per_epoch or step % every == 0:
                 check_finite(step)
-                epoch = step // steps_per_epoch
+            if done == steps_per_epoch:
                 seconds += time.perf_counter() - began
-                averages = fabric.all_reduce(sums / steps_per_epoch, reduce_op="mean")
+                whole = torch.as_tensor(fabric.all_reduce(sums.clone(), reduce_op="sum"))
                 row = {"epoch": epoch, "step": step, "learning_rate": optimizer.param_groups[0]["lr"]}
-                row |= dict(zip(names, averages.tolist(), strict=True))
-                if epoch % settings.validate_every == 0 or step == total:
-                    figures = evaluate(distiller.student, validation(), device.autocast)
-                    row |= {"validation_accuracy": figures["accuracy"], "validation_loss": figures["loss"]}
-                row["images_per_second"] = len(data.train) / max(seconds, 1e-9)
-                rows.append(row)
-                fabric.log_dict({k: v for k, v in row.items() if k not in ("epoch", "step")}, step)
+                row |= dict(zip(names, (whole / whole[-1]).tolist(), strict=False))
                 if fabric.is_global_zero:
+                    if epoch % settings.validate_every == 0 or step == total:
+                        measured = evaluate(distiller.student, validation(), device.autocast)
+                        row |= {
+                            "validation_accuracy": measured["accuracy"],
+                            "validation_loss": measured["loss"],
+                        }
+                    row["images_per_second"] = len(data.train) / max(seconds, 1e-9)
+                    rows.append(row)
+                    fabric.log_dict({k: v for k, v in row.items() if k not in ("epoch", "step")}, step)
                     folder.write_metrics(rows)
                 seconds, began = 0.0, time.perf_counter()
-            every = settings.checkpoint_every or steps_per_epoch
-            if step % every == 0 or step == total:
+            show(step, functools.partial(figures, epoch, elapsed))
+            if done == steps_per_epoch or step % every == 0:
                 save(step)
             if interrupted():
-                save(step)
+                if step != saved:
+                    check_finite(step, together=False)  # the other processes do not know of the interruption
+                    save(step)
                 raise KeyboardInterrupt(f"stopped at step {step} of {total}; continue with --resume true")
-    for logger in fabric.loggers:
-        logger.finalize("success")
+
+
+def _end_other_processes(fabric: Fabric) -> None:
+    """The first process ends those it started: they would wait for it, or it for them."""
+    processes = getattr(getattr(fabric.strategy, "_launcher", None), "procs", [])
+    for process in processes:
+        process.kill()
+    processes.clear()  # or Fabric's observer of them would kill this process too, before it can say why
 
 
 def training_stream(data: ImageData, settings: Settings, device: Device) -> TrainingStream:
@@ -264,7 +331,9 @@ def training_stream(data: ImageData, settings: Settings, device: Device) -> Trai
     if augmentation == "auto":
         augmentation = "resized-crop" if files else "crop+flip"
     if augmentation == "resized-crop" and not files:
-        raise InputError("augmentation 'resized-crop' is for folders of images; for images in memory use 'crop+flip'")
+        raise InputError(
+            "augmentation 'resized-crop' is for folders of images; for images in memory use 'crop+flip'"
+        )
     return TrainingStream(
         data.train,
         batch_size=settings.batch_size,
@@ -302,47 +371,66 @@ def _compiles(settings: Settings, device: str) -> bool:
     return settings.compile == "on" or (settings.compile == "auto" and device == "cuda")
 
 
-def _figures(names: list[str], averages: Tensor, batch: Batch, settings: Settings, step: int, per_epoch: int) -> str:
-    values = dict(zip(names, averages.tolist(), strict=True))
-    terms = " ".join(f"{name} {value:.3g}" for name, value in values.items() if name not in ("loss", "train_accuracy"))
-    epoch = -(-step // per_epoch)
-    return f"epoch {epoch}/{settings.epochs} {terms} acc {100 * values['train_accuracy']:.1f}%"
+class _Bar(Progress):
+    """A progress bar with a line of figures below it, together no wider than 80 columns."""
+
+    figures = ""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        yield Text(f"  {self.figures}", no_wrap=True, overflow="ellipsis")
 
 
 @contextmanager
 def _progress(
-    settings: Settings, total: int, start: int, label: str
-) -> Iterator[Callable[[int, Callable[[], str]], None]]:
-    """A progress bar; its figures are read from the device a few times a second only."""
-    if not settings.progress:
+    settings: Settings, total: int, start: int, label: str, *, shown: bool
+) -> Iterator[Callable[[int, Callable[[], tuple[str, str]]], None]]:
+    """Show how training goes: a bar on a terminal, elsewhere a line every tenth of the run.
+
+    The figures are made, and so read from the device, only when they are shown.
+    """
+    if not (settings.progress and shown):
         yield lambda step, figures: None
         return
+    if not console.is_terminal:
+
+        def show_line(step: int, figures: Callable[[], tuple[str, str]]) -> None:
+            if step * 10 // total > (step - 1) * 10 // total:
+                line = "  ".join(part for part in (label, *figures()) if part)
+                console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+        yield show_line
+        return
+
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=12),
-        TextColumn("{task.fields[figures]}"),
+        TextColumn("{task.description}", markup=False, table_column=Column(max_width=30, no_wrap=True)),
+        BarColumn(bar_width=14),
+        TaskProgressColumn(),
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(compact=True),
     )
-    with Progress(*columns, console=console, transient=True) as bar:
-        task: TaskID = bar.add_task(label, total=total, completed=start, figures="", rate="")
-        last, last_step = time.perf_counter(), start
+    with _Bar(*columns, console=console, transient=True) as bar:
+        task: TaskID = bar.add_task(label or "training", total=total, completed=start, rate="")
 
-        def show(step: int, figures: Callable[[], str]) -> None:
-            nonlocal last, last_step
-            now = time.perf_counter()
-            if now - last < 0.3 and step < total:
+        last = 0.0
+
+        def show_bar(step: int, figures: Callable[[], tuple[str, str]]) -> None:
+            nonlocal last
+            if time.perf_counter() - last < 0.3 and step < total:
                 return
-            rate = (step - last_step) / (now - last) * settings.batch_size
-            bar.update(task, completed=step, figures=figures(), rate=f"{rate:,.0f} img/s")
-            last, last_step = now, step
+            bar.figures, rate = figures()
+            bar.update(task, completed=step, rate=rate)
+            last = time.perf_counter()
 
-        yield show
+        yield show_bar
 
 
 @contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C or SIGTERM into a wish to stop after the step; a second one stops at once."""
+def _interruptible(first: bool = True) -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C or SIGTERM into a wish to stop after the step; a second one stops at once.
+
+    Of several processes the first decides; the others leave it to that one to end them.
+    """
     received: list[int] = []
 
     def on_signal(number: int, frame: Any) -> None:
@@ -353,7 +441,7 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
     kept = {}
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
-            kept[number] = signal.signal(number, on_signal)
+            kept[number] = signal.signal(number, on_signal if first else signal.SIG_IGN)
     except ValueError:  # not in the main thread: signals are not ours to take
         pass
     try:
