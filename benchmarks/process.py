@@ -1,0 +1,143 @@
+"""What surrounds the steps: the engine's overhead, and the time from a command to its first step."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import eyeline
+from eyeline.data.sources import ImageData, MemorySplit
+from eyeline.distiller import Distiller
+from eyeline.engine.run import RunFolder
+from eyeline.engine.trainer import Device, fit, make_optimizer, training_stream
+from eyeline.settings import Settings
+from measure import Result, Variant, interleave
+
+BATCH, SIDE, CLASSES = 8, 8, 10
+
+
+def measure_engine(steps: int, rounds: int, device: str) -> Result:
+    """What ``fit`` adds to a bare loop, by step: a network so small that little else is left."""
+    with tempfile.TemporaryDirectory() as folder:
+        samples = interleave(
+            {"fit": _fit(steps, device, Path(folder)), "bare loop": _bare_loop(steps, device)},
+            rounds,
+            warmup=1,
+        )
+    overhead = [a - b for a, b in zip(samples["fit"], samples["bare loop"], strict=True)]
+    result = Result("The engine, one step of a linear layer", "s", {**samples, "overhead of fit": overhead})
+    result.notes = [
+        f"fit: an epoch of {steps} steps less one of {steps // 10}, so without start, validation, checkpoint",
+        "bare loop: the same batches, forward, cross entropy, backward, SGD",
+    ]
+    return result
+
+
+def _data(steps: int) -> ImageData:
+    def split(count: int) -> MemorySplit:
+        images = torch.randint(0, 256, (count, 1, SIDE, SIDE), dtype=torch.uint8)
+        return MemorySplit(images, torch.arange(count) % CLASSES)
+
+    classes = tuple(str(i) for i in range(CLASSES))
+    return ImageData(
+        "noise", classes, (0.5,), (0.25,), split(steps * BATCH), split(CLASSES), None, 1, (SIDE, SIDE)
+    )
+
+
+def _settings(device: str) -> Settings:
+    return Settings.of(
+        accelerator=device, epochs=1, batch_size=BATCH, learning_rate=1e-3, compile="off", progress=False
+    )
+
+
+def _network() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(SIDE * SIDE, CLASSES))
+
+
+def _fit(steps: int, device: str, folder: Path) -> Variant:
+    long, short = _data(steps), _data(steps // 10)
+
+    def seconds(data: ImageData) -> float:
+        distiller = Distiller(_network(), method="ce", input_shape=(1, SIDE, SIDE))
+        run = RunFolder(folder / "run", {"verb": "train"}, overwrite=True)
+        start = time.perf_counter()
+        fit(distiller, data, _settings(device), run)
+        return time.perf_counter() - start
+
+    def per_step() -> float:
+        return (seconds(long) - seconds(short)) / (steps - steps // 10)
+
+    return per_step
+
+
+def _bare_loop(steps: int, device: str) -> Variant:
+    data, settings = _data(steps), _settings(device)
+    place = Device.of(settings)
+    network = _network().to(place.torch_device)
+    optimizer = make_optimizer(settings, list(network.parameters()))
+
+    def per_step() -> float:
+        stream = training_stream(data, settings, place)
+        start = time.perf_counter()
+        for batch in stream.batches(0, steps):
+            with place.autocast():
+                loss = F.cross_entropy(network(batch.images).float(), batch.labels)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return (time.perf_counter() - start) / steps
+
+    return per_step
+
+
+# ends the process after the first step of any optimizer
+_UNTIL_FIRST_STEP = """
+import os, sys
+from torch.optim.optimizer import register_optimizer_step_post_hook
+register_optimizer_step_post_hook(lambda *_: os._exit(77))
+from eyeline.cli import main
+sys.exit(main())
+"""
+
+
+def measure_start(rounds: int, device: str) -> Result:
+    """Seconds from a cold process to ``--help`` and to the first training step on the embedded sample."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        teacher = folder / "teacher"
+        small = {"train_size": 10, "epochs": 1, "progress": False, "accelerator": device}
+        eyeline.train("wrn_10_1", "fashion_mnist_sample", str(teacher), **small)
+
+        def first_step() -> None:
+            arguments = ["wrn_10_1", str(teacher), "fashion_mnist_sample", str(folder / "student")]
+            options = ["--accelerator", device, "--overwrite", "true"]
+            _run(["-c", _UNTIL_FIRST_STEP, "distill", *arguments, *options], expected=77)
+
+        samples = interleave(
+            {
+                "python": lambda: _run(["-c", "pass"]),
+                "import torch": lambda: _run(["-c", "import torch"]),
+                "eyeline --help": lambda: _run(["-m", "eyeline", "--help"]),
+                "eyeline distill, first step": first_step,
+            },
+            rounds,
+        )
+    result = Result("From the command to the first step, cold process", "s", samples)
+    result.ratio("eyeline --help", "python")
+    result.ratio("eyeline distill, first step", "import torch")
+    return result
+
+
+def _run(arguments: list[str], expected: int = 0) -> None:
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+    if done.returncode != expected:
+        raise RuntimeError(f"{' '.join(arguments)} ended with {done.returncode}: {done.stderr.strip()}")
