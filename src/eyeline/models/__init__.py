@@ -219,7 +219,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         ) from error
     except Exception as error:  # torch.load has no kind of its own for a damaged file
         raise InputError(f"checkpoint {path} is truncated or no PyTorch file ({str(error)[:100]})") from error
-    for wrapper in ("state_dict", "model", "net"):
+    for wrapper in ("model", "net", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
     if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):

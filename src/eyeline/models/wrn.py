@@ -143,7 +143,13 @@ default_cfgs = generate_default_cfgs({f"wrn_{depth}_{width}": _config() for dept
 def _register(depth: int, width: int) -> None:
     def build(pretrained: bool = False, **options: Any) -> WideResNet:
         return build_model_with_cfg(
-            WideResNet, f"wrn_{depth}_{width}", pretrained, depth=depth, width=width, **options
+            WideResNet,
+            f"wrn_{depth}_{width}",
+            pretrained,
+            feature_cfg={"out_indices": (0, 1, 2)},
+            depth=depth,
+            width=width,
+            **options,
         )
 
     build.__name__ = f"wrn_{depth}_{width}"

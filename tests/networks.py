@@ -1,0 +1,76 @@
+"""Small networks that several tests share, written as a user would write them."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Plain(nn.Module):
+    """A stem convolution and three stages, each at half the resolution of the one before."""
+
+    def __init__(
+        self,
+        channels: int = 3,
+        widths: tuple[int, int, int] = (4, 6, 8),
+        classes: int = 5,
+        dropout: float = 0.3,
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, widths[0], 3, padding=1)
+        self.stage1 = self._stage(widths[0], widths[0], 1)
+        self.stage2 = self._stage(widths[0], widths[1], 2)
+        self.stage3 = self._stage(widths[1], widths[2], 2)
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(widths[2], classes)
+
+    @staticmethod
+    def _stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+        return nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, stride, 1), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stage3(self.stage2(self.stage1(self.conv(x))))
+        return self.fc(self.dropout(x.mean((2, 3))))
+
+
+class OverwrittenLater(nn.Module):
+    """``body`` answers signed values, which ``how`` then changes in place."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.body = nn.Conv2d(4, 4, 3, padding=1)
+        self.relu = nn.ReLU(inplace=True)
+        self.drop = nn.Dropout(0.5, inplace=True)
+        self.fc = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(self.conv(x))
+        if self.how == "relu module":
+            x = self.relu(x)
+        elif self.how == "relu function":
+            x = F.relu_(x)
+        elif self.how == "add":
+            x += 1
+        elif self.how == "view":
+            x.flatten(1)[:, ::2] = 0
+        elif self.how == "dropout module":
+            x = self.drop(x)
+        elif self.how == "dropout function":
+            x = F.dropout(x, 0.5, self.training, inplace=True)
+        return self.fc(x.mean((2, 3)))
+
+
+class Answers(nn.Module):
+    """A convolutional network that answers ``form(logits)`` instead of logits."""
+
+    def __init__(self, form: object) -> None:
+        super().__init__()
+        self.net = Plain()
+        self.form = form
+
+    def forward(self, x: Tensor) -> object:
+        return self.form(self.net(x))  # type: ignore[operator]

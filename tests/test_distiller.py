@@ -1,0 +1,378 @@
+"""Student, teacher and objective together: what is computed, and what is left alone."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from eyeline import Distiller, InputError, Observer, create_model
+from eyeline.functional import attention_transfer_loss, knowledge_distillation_loss
+from networks import Answers, Plain
+
+SHAPE = (3, 16, 16)
+
+
+def pair(student_classes: int = 5, teacher_classes: int = 5) -> tuple[Plain, Plain]:
+    torch.manual_seed(0)
+    return Plain(classes=student_classes), Plain(widths=(8, 10, 12), classes=teacher_classes)
+
+
+@pytest.fixture
+def batch() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(6, *SHAPE, generator=generator), torch.randint(5, (6,), generator=generator)
+
+
+def snapshot(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same(model: nn.Module, before: dict[str, Tensor]) -> bool:
+    return all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+# --- what is computed -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "weights"),
+    [
+        ("ce", {"ce": 1.0}),
+        ("kd", {"ce": 0.1, "kd": 0.9}),
+        ("at", {"ce": 1.0, "at": 1000.0}),
+        ("at+kd", {"ce": 0.1, "at": 1000.0, "kd": 0.9}),
+        ({"at": {"exponent": 1, "weight": 7}, "kd": {"temperature": 2, "weight": 0.5}}, None),
+    ],
+    ids=str,
+)
+def test_terms_are_the_published_formulas(
+    method: Any, weights: dict[str, float] | None, batch: tuple[Tensor, Tensor]
+) -> None:
+    weights = weights or {"ce": 0.5, "at": 7.0, "kd": 0.5}
+    exponent, temperature = (2, 4) if isinstance(method, str) else (1, 2)
+    student, teacher = pair()
+    student.dropout.p = 0.0
+    images, labels = batch
+    distiller = Distiller(student, teacher, method, input_shape=SHAPE).train()
+    before = copy.deepcopy(student)
+    terms = distiller(images, labels)
+
+    seen, shown = Observer(before, input_shape=SHAPE)(images), Observer(teacher, input_shape=SHAPE)(images)
+    expected = {
+        "ce": F.cross_entropy(seen.logits, labels),
+        "at": sum(
+            attention_transfer_loss(s, t, exponent)
+            for s, t in zip(seen.features, shown.features, strict=True)
+        ),
+        "kd": knowledge_distillation_loss(seen.logits, shown.logits, temperature),
+    }
+    assert set(terms) == set(weights)
+    for name, term in terms.items():
+        torch.testing.assert_close(term, expected[name].detach())  # type: ignore[union-attr]
+        assert not term.requires_grad
+    torch.testing.assert_close(terms.total, sum(weights[name] * expected[name] for name in weights))
+    assert torch.equal(terms.logits, seen.logits)
+    terms.total.backward()
+    sum(weights[name] * expected[name] for name in weights).backward()  # type: ignore[union-attr]
+    for ours, theirs in zip(student.parameters(), before.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_remembered_targets_are_the_same_as_live(batch: tuple[Tensor, Tensor]) -> None:
+    student, teacher = pair()
+    student.dropout.p = 0.0
+    distiller = Distiller(student, teacher, "at+kd", input_shape=SHAPE)
+    images, labels = batch
+    remembered = {
+        name: {k: t.clone() for k, t in target.items()} for name, target in distiller.target(images).items()
+    }
+    assert set(remembered) == {"at", "kd"}
+    assert all(len(tensor) == len(images) for target in remembered.values() for tensor in target.values())
+    live = distiller(images, labels)
+    again = distiller(images, labels, remembered)
+    assert torch.equal(live.total, again.total)
+    with torch.no_grad():
+        for parameter in teacher.parameters():
+            parameter.zero_()
+    assert torch.equal(distiller(images, labels, remembered).total, live.total)  # the teacher is not asked
+    rows = [{n: {k: v[i : i + 2] for k, v in t.items()} for n, t in remembered.items()} for i in (0, 2, 4)]
+    distiller.eval()
+    parts = [
+        distiller(images[i : i + 2], labels[i : i + 2], row) for i, row in zip((0, 2, 4), rows, strict=True)
+    ]
+    torch.testing.assert_close(
+        torch.stack([part["at"] for part in parts]).mean(), distiller(images, labels, remembered)["at"]
+    )
+
+
+def test_weights_follow_the_progress(batch: tuple[Tensor, Tensor]) -> None:
+    student, teacher = pair()
+    student.dropout.p = 0.0
+    distiller = Distiller(student, teacher, "at+kd", input_shape=SHAPE).train()
+    for epoch, factor in ((0, 1.0), (1, 0.75), (4, 0.0)):
+        distiller.set_progress(epoch, 5)
+        terms = distiller(*batch)
+        torch.testing.assert_close(
+            terms.total.detach(), 0.1 * terms["ce"] + factor * 1000 * terms["at"] + 0.9 * terms["kd"]
+        )
+
+
+# --- the teacher is left alone (METHODS, pitfalls 5 and 7) ----------------------------------------------
+
+
+def test_teacher_stays_in_evaluation_mode_and_its_state_never_moves(batch: tuple[Tensor, Tensor]) -> None:
+    student, teacher = pair()
+    teacher.train()
+    before = snapshot(teacher)
+    distiller = Distiller(student, teacher, "at+kd", input_shape=SHAPE)
+    assert not any(module.training for module in teacher.modules())
+    assert same(teacher, before)
+    optimizer = torch.optim.SGD(distiller.trainable_parameters(), 0.05)
+    for disturb in (
+        lambda: distiller.train(),
+        lambda: distiller.train().eval(),
+        lambda: teacher.train(),
+        lambda: teacher.stage2[1].train(),
+        lambda: teacher.dropout.train(),
+        lambda: nn.ModuleList([distiller]).train(),
+    ):
+        disturb()
+        for _ in range(3):
+            optimizer.zero_grad()
+            distiller(*batch).total.backward()
+            optimizer.step()
+        assert not any(module.training for module in teacher.modules())
+        assert same(teacher, before)
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_no_graph_on_the_teachers_side(batch: tuple[Tensor, Tensor]) -> None:
+    student, teacher = pair()
+    distiller = Distiller(student, teacher, "at+kd", input_shape=SHAPE)
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    teacher.requires_grad_(True)  # even so
+    seen: list[bool] = []
+    teacher.stage1.register_forward_hook(lambda *given: seen.append(given[-1].requires_grad))
+    targets = distiller.target(batch[0].requires_grad_())
+    assert seen == [False]
+    assert not any(tensor.requires_grad for target in targets.values() for tensor in target.values())
+
+
+def test_trainable_parameters_are_the_students(batch: tuple[Tensor, Tensor]) -> None:
+    student, teacher = pair()
+    student.stage1.requires_grad_(False)
+    distiller = Distiller(student, teacher, input_shape=SHAPE)
+    ours = {id(parameter) for parameter in distiller.trainable_parameters()}
+    assert ours == {id(p) for n, p in student.named_parameters() if not n.startswith("stage1")}
+    assert len(distiller.trainable_parameters()) == len(ours)
+
+
+def test_students_mode_follows(batch: tuple[Tensor, Tensor]) -> None:
+    student, teacher = pair()
+    distiller = Distiller(student, teacher, input_shape=SHAPE)
+    assert distiller.eval() is distiller
+    assert not any(module.training for module in student.modules())
+    before = snapshot(student)
+    distiller(*batch)
+    assert same(student, before)
+    distiller.train()
+    assert all(module.training for module in student.modules())
+    distiller(*batch)
+    assert not same(student, before)
+
+
+def test_student_is_untouched_by_construction() -> None:
+    student, teacher = pair()
+    student.stage2.eval()
+    before, modes = snapshot(student), [module.training for module in student.modules()]
+    Distiller(student, teacher, input_shape=SHAPE)
+    assert same(student, before)
+    assert [module.training for module in student.modules()] == modes
+
+
+# --- networks that differ -------------------------------------------------------------------------------
+
+
+def test_resolution_channels_and_depth_may_differ_and_height_and_width(batch: tuple[Tensor, Tensor]) -> None:
+    student = create_model("wrn_10_1", num_classes=5)
+    teacher = Plain(widths=(8, 10, 12))
+    distiller = Distiller(student, teacher, "at+kd")
+    assert distiller.pairs == [("group1", "stage1"), ("group2", "stage2"), ("group3", "stage3")]
+    distiller(torch.randn(2, 3, 12, 20), torch.tensor([0, 4])).total.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in student.parameters())
+
+
+def test_named_pairs_of_different_resolution(batch: tuple[Tensor, Tensor]) -> None:
+    student, teacher = pair()
+    for layers in (["stage1:stage2", "stage3"], "stage1:stage2, stage3"):
+        distiller = Distiller(student, teacher, {"at": {}}, layers, SHAPE).eval()
+        assert distiller.pairs == [("stage1", "stage2"), ("stage3", "stage3")]
+        images = torch.randn(2, 3, 16, 24)
+        seen = Observer(student, ["stage1", "stage3"])(images).features
+        shown = Observer(teacher, ["stage2", "stage3"])(images).features
+        expected = sum(attention_transfer_loss(s, t) for s, t in zip(seen, shown, strict=True))
+        torch.testing.assert_close(distiller(images, torch.tensor([0, 1]))["at"], expected)
+        distiller.close()
+
+
+def test_attention_alone_does_not_compare_classes(batch: tuple[Tensor, Tensor]) -> None:
+    student, teacher = pair(5, 7)
+    Distiller(student, teacher, "at", input_shape=SHAPE)(*batch).total.backward()
+    with pytest.raises(InputError, match=r"student answers 5 classes, the teacher 7.*'at' does not"):
+        Distiller(student, teacher, "at+kd", input_shape=SHAPE)
+
+
+# --- what is refused ------------------------------------------------------------------------------------
+
+
+def test_refused_before_any_work_and_nothing_is_left_behind() -> None:
+    student, teacher = pair()
+    with pytest.raises(InputError, match="method 'at' needs a teacher"):
+        Distiller(student, None, "at")
+    with pytest.raises(InputError, match="the same object"):
+        Distiller(student, student)
+    with pytest.raises(InputError, match="unknown loss 'att'"):
+        Distiller(student, teacher, "att")
+    with pytest.raises(InputError, match="did you mean 'stage2'"):
+        Distiller(student, teacher, "at", ["stage1", "stage2:stag2"], SHAPE)
+    with pytest.raises(InputError, match="did you mean 'stage2'"):
+        Distiller(student, teacher, "at", ["stage1", "stag2:stage2"], SHAPE)
+    with pytest.raises(InputError, match=r"layers is \[\]"):
+        Distiller(student, teacher, "at", [], SHAPE)
+    with pytest.raises(InputError, match=r"the teacher answers no tensor; expected logits \[N, K\]"):
+        Distiller(student, Answers(lambda z: {"logits": z}), "at", input_shape=SHAPE)
+    narrow = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.Conv2d(4, 4, 3, 2), nn.Flatten(), nn.LazyLinear(5))
+    narrow(torch.zeros(1, *SHAPE))
+    with pytest.raises(
+        InputError, match=r"no resolution in common: student has stage1 16x16.*teacher has 1 3x3"
+    ):
+        Distiller(student, narrow, "at", input_shape=SHAPE)
+    for network in (student, teacher, narrow):
+        assert not any(module._forward_hooks for module in network.modules())
+        assert all(parameter.requires_grad for parameter in network.parameters())
+        assert all(module.training for module in network.modules())
+
+
+def test_without_a_teacher(batch: tuple[Tensor, Tensor]) -> None:
+    student, teacher = pair()
+    for given in (None, teacher):
+        distiller = Distiller(student, given, "ce").eval()
+        terms = distiller(*batch)
+        assert list(terms) == ["ce"]
+        torch.testing.assert_close(terms.total, F.cross_entropy(student(batch[0]), batch[1]))
+        assert distiller.pairs == []
+        assert distiller.target(batch[0]) == {}
+        distiller.close()
+    assert all(parameter.requires_grad for parameter in teacher.parameters())
+
+
+def test_close_and_copy(batch: tuple[Tensor, Tensor]) -> None:
+    student, teacher = pair()
+    distiller = Distiller(student, teacher, input_shape=SHAPE).eval()
+    other = copy.deepcopy(distiller)
+    assert torch.equal(other(*batch).total, distiller(*batch).total)
+    with torch.no_grad():
+        other.student.fc.bias.add_(1)  # type: ignore[union-attr, operator]
+    assert not torch.equal(other(*batch).total, distiller(*batch).total)
+    distiller.close()
+    assert not any(module._forward_hooks for network in (student, teacher) for module in network.modules())
+
+
+# --- in other people's loops ----------------------------------------------------------------------------
+
+
+def test_plain_loop_learns_a_batch(batch: tuple[Tensor, Tensor]) -> None:
+    student, teacher = pair()
+    student.dropout.p = 0.0
+    distiller = Distiller(
+        student, teacher, {"at": {"schedule": "constant"}, "kd": {}}, input_shape=SHAPE
+    ).train()
+    optimizer = torch.optim.SGD(distiller.trainable_parameters(), lr=0.02, momentum=0.9)
+    totals: list[dict[str, float]] = []
+    for _ in range(40):
+        terms = distiller(*batch)
+        optimizer.zero_grad()
+        terms.total.backward()
+        optimizer.step()
+        totals.append({"total": terms.total.item(), **{name: term.item() for name, term in terms.items()}})
+    for name in ("total", "at", "kd"):
+        assert totals[-1][name] < 0.5 * totals[0][name], name
+
+
+def test_compiled_whole(batch: tuple[Tensor, Tensor]) -> None:
+    torch._dynamo.reset()
+    distiller = Distiller(*pair(), input_shape=SHAPE).eval()
+    eager = distiller(*batch).total
+    distiller.compile(backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(distiller(*batch).total, eager)
+    distiller.set_progress(4, 5)
+    assert distiller(*batch).total < eager
+
+
+@pytest.fixture
+def one_process_group() -> Iterator[None]:
+    import torch.distributed as dist
+
+    if not dist.is_available():
+        pytest.skip("torch is built without distributed")
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_distributed_data_parallel_gives_the_same_gradient(
+    one_process_group: None, batch: tuple[Tensor, Tensor]
+) -> None:
+    student, teacher = pair()
+    student.dropout.p = 0.0
+    alone = Distiller(student, teacher, input_shape=SHAPE).train()
+    parallel = nn.parallel.DistributedDataParallel(copy.deepcopy(alone))
+    expected, found = alone(*batch), parallel(*batch)
+    assert dict(found) == dict(expected)
+    expected.total.backward()
+    found.total.backward()
+    for a, b in zip(alone.trainable_parameters(), parallel.module.trainable_parameters(), strict=True):
+        assert a.grad is not None
+        torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_inside_a_lightning_module(batch: tuple[Tensor, Tensor], tmp_path: Any) -> None:
+    lightning = pytest.importorskip("lightning.pytorch", reason="Lightning's Trainer is not installed")
+
+    class Module(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.distiller = Distiller(*pair(), input_shape=SHAPE)
+            self.seen: list[float] = []
+
+        def training_step(self, given: list[Tensor], _: int) -> Tensor:
+            terms = self.distiller(*given)
+            assert self.distiller.student.training
+            assert self.distiller.teacher is not None
+            assert not any(module.training for module in self.distiller.teacher.modules())
+            self.seen.append(terms.total.item())
+            return terms.total
+
+        def on_train_epoch_start(self) -> None:
+            self.distiller.set_progress(self.current_epoch, 4)
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.distiller.trainable_parameters(), 0.01)
+
+    module = Module()
+    assert module.distiller.teacher is not None
+    before = snapshot(module.distiller.teacher)
+    trainer = lightning.Trainer(
+        max_epochs=4, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.fit(module, torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*batch), batch_size=6))
+    assert len(module.seen) == 4
+    assert module.seen[-1] < module.seen[0]
+    assert same(module.distiller.teacher, before)

@@ -1,0 +1,331 @@
+"""The layers that are found by themselves, how they are paired, and that looking for them changes nothing."""
+
+from __future__ import annotations
+
+import copy
+import random
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+from eyeline import InputError, create_model
+from eyeline.layers import (
+    Layer,
+    evaluation_mode,
+    find_layers,
+    named_layers,
+    named_pairs,
+    pair_layers,
+    probe_output,
+    shared_input_shape,
+)
+from networks import Answers, Plain
+
+SMALL = (3, 64, 64)
+
+
+def found(model: nn.Module, shape: tuple[int, int, int] | None = SMALL) -> dict[str, tuple[int, ...]]:
+    return {layer.name: layer.shape for layer in find_layers(model, shape)}
+
+
+# --- what is found --------------------------------------------------------------------------------------
+
+
+def test_own_networks() -> None:
+    assert found(create_model("wrn_16_2"), None) == {
+        "group1": (32, 32, 32),
+        "group2": (64, 16, 16),
+        "group3": (128, 8, 8),
+    }
+    assert found(create_model("wrn_10_1", in_chans=1), (1, 28, 20)) == {
+        "group1": (16, 28, 20),
+        "group2": (32, 14, 10),
+        "group3": (64, 7, 5),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "names"),
+    [
+        ("resnet18", {}, ["layer1", "layer2", "layer3", "layer4"]),
+        ("mobilenetv3_small_050", {}, ["blocks.0", "blocks.1", "blocks.3", "blocks.5"]),
+        ("efficientnet_lite0", {}, ["blocks.0", "blocks.1", "blocks.2", "blocks.4", "blocks.6"]),
+        (
+            "densenet121",
+            {},
+            ["features.denseblock1", "features.denseblock2", "features.denseblock3", "features.norm5"],
+        ),
+        (
+            "vgg11",
+            {"mlp_ratio": 0.002},
+            ["features.4", "features.9", "features.14", "features.19", "features.20"],
+        ),
+        ("convnext_atto", {}, ["stages.0", "stages.1", "stages.2", "stages.3"]),
+        ("regnetx_002", {}, ["s1", "s2", "s3", "s4"]),
+        ("repvgg_a0", {}, ["stages.0", "stages.1", "stages.2", "final_conv"]),
+    ],
+)
+def test_timm(name: str, options: dict[str, float], names: list[str]) -> None:
+    model = timm.create_model(name, num_classes=3, **options)
+    layers = find_layers(model, SMALL)
+    assert [layer.name for layer in layers] == names
+    resolutions = [layer.resolution[0] for layer in layers]
+    assert resolutions == sorted(set(resolutions), reverse=True)
+    told = {entry["module"]: entry["num_chs"] for entry in model.feature_info}
+    assert all(told[layer.name] == layer.shape[0] for layer in layers)
+
+
+@pytest.mark.parametrize(
+    ("name", "names"),
+    [
+        ("resnet18", ["layer1", "layer2", "layer3", "layer4"]),
+        ("squeezenet1_1", ["features.4", "features.7", "classifier.2"]),
+        ("mobilenet_v2", ["features.1", "features.3", "features.6", "features.13", "features"]),
+        ("shufflenet_v2_x0_5", ["stage2", "stage3", "conv5"]),
+        (
+            "regnet_y_400mf",
+            ["trunk_output.block1", "trunk_output.block2", "trunk_output.block3", "trunk_output"],
+        ),
+    ],
+)
+def test_torchvision(name: str, names: list[str]) -> None:
+    assert list(found(torchvision.models.get_model(name, weights=None, num_classes=3))) == names
+
+
+def test_layer_norm_is_not_taken_for_the_stage_it_follows() -> None:
+    """Its sum of squares over the channels is the same at every position: a flat map."""
+    model = torchvision.models.convnext._convnext(
+        [
+            torchvision.models.convnext.CNBlockConfig(8, 16, 1),
+            torchvision.models.convnext.CNBlockConfig(16, None, 1),
+        ],
+        0.0,
+        None,
+        False,
+    )
+    assert list(found(model)) == ["features.1", "features"]
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "mambaout_femto", "torchvision/vit_b_32"])
+def test_no_feature_maps_with_channels_first(name: str) -> None:
+    if name.startswith("torchvision"):
+        model: nn.Module = torchvision.models.VisionTransformer(64, 32, 1, 2, 8, 16)
+    else:
+        model = timm.create_model(name, depth=1) if name.startswith("vit") else timm.create_model(name)
+    shape = (3, 224, 224) if name.startswith("vit") else SMALL
+    with pytest.raises(InputError, match=r"no layer of .* convolutional network"):
+        find_layers(model, shape)
+
+
+def test_user_networks() -> None:
+    assert found(Plain()) == {"stage1": (4, 64, 64), "stage2": (6, 32, 32), "stage3": (8, 16, 16)}
+    assert list(found(Plain(), (3, 24, 40)).values()) == [(4, 24, 40), (6, 12, 20), (8, 6, 10)]
+    sequence = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(4, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(6, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3),
+    )  # fmt: skip
+    assert found(sequence) == {"4": (6, 32, 32), "7": (8, 16, 16)}
+
+
+def test_convolutions_written_as_functions_count() -> None:
+    class Functional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = Kernel(3, 4, 1), Kernel(4, 6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(self.first(x)).mean((2, 3))
+
+    class Kernel(nn.Module):
+        def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(outputs, inputs, 3, 3))
+            self.stride = stride
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.conv2d(x, self.weight, stride=self.stride, padding=1)
+
+    assert found(Functional()) == {"second": (6, 32, 32)}
+
+
+def test_inside_of_a_block_at_another_resolution_is_not_taken() -> None:
+    class Down(nn.Module):
+        def __init__(self, inputs: int, outputs: int) -> None:
+            super().__init__()
+            self.wide = nn.Conv2d(
+                inputs, outputs, 3, padding=1
+            )  # still at the resolution of the stage before
+            self.down = nn.Conv2d(outputs, outputs, 3, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.down(self.wide(x))
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.three = nn.Conv2d(3, 4, 3, padding=1), Down(4, 6), Down(6, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.three(self.two(self.one(x))).mean((2, 3))
+
+    assert list(found(Net())) == ["two", "three"]
+
+
+# --- looking changes nothing (METHODS, pitfall 6) -------------------------------------------------------
+
+
+class Restless(Plain):
+    """Moves one buffer and replaces another in every forward pass, draws random numbers, has a mixed mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("moved", torch.zeros(3))
+        self.register_buffer("replaced", torch.zeros(()))
+        self.stage2.eval()
+        self.stage1.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.moved += 1
+        self.replaced = self.replaced + 1
+        return super().forward(x + torch.rand_like(x))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("fails", [False, True])
+def test_probe_leaves_everything_as_it_was(training: bool, fails: bool) -> None:
+    net = Restless()
+    net.training = training
+    net.stage3.train(training)
+    net.dropout.train()
+    net.fc.weight.grad = torch.ones_like(net.fc.weight)
+    before = copy.deepcopy(net.state_dict())
+    modes = [module.training for module in net.modules()]
+    assert len(set(modes)) == 2
+    learnable = [p.requires_grad for p in net.parameters()]
+    replaced = net.replaced
+    torch.manual_seed(3)
+    random_state, numpy_state, python_state = (
+        torch.get_rng_state(),
+        np.random.get_state()[1].copy(),
+        random.getstate(),
+    )
+    for look in (find_layers, probe_output, lambda m, s: named_layers(m, ["stage1"], s)):
+        if fails:
+            with pytest.raises(InputError):
+                look(net, (1, 16, 16))
+        else:
+            look(net, (3, 16, 16))
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert (np.random.get_state()[1] == numpy_state).all()
+    assert random.getstate() == python_state
+    after = net.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert net.replaced is replaced
+    assert [module.training for module in net.modules()] == modes
+    assert [p.requires_grad for p in net.parameters()] == learnable
+    assert [p.grad is None for p in net.parameters()].count(False) == 1
+    assert torch.is_grad_enabled()
+    assert all(not module._forward_hooks for module in net.modules())
+
+
+def test_evaluation_mode_restores_each_part() -> None:
+    net = Plain().train()
+    net.stage2.eval()
+    modes = [module.training for module in net.modules()]
+    with evaluation_mode(net):
+        assert not any(module.training for module in net.modules())
+    assert [module.training for module in net.modules()] == modes
+    with pytest.raises(ZeroDivisionError), evaluation_mode(net):
+        raise ZeroDivisionError
+    assert [module.training for module in net.modules()] == modes
+
+
+def test_probe_runs_where_and_in_what_the_weights_are() -> None:
+    assert probe_output(Plain(classes=7).double(), SMALL) == (7,)
+    assert probe_output(Plain(classes=7).bfloat16(), SMALL) == (7,)
+
+
+def test_input_shape_is_found() -> None:
+    assert probe_output(Plain(channels=2)) == (5,)
+    flat = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2 * 26 * 26, 4))
+    assert probe_output(flat) == (4,)  # 28x28
+    odd = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2 * 15 * 11, 4))
+    assert probe_output(odd, (1, 17, 13)) == (4,)
+    with pytest.raises(
+        InputError, match=r"Sequential does not run on a blank image.*give input_shape=\(C, H, W\)"
+    ):
+        probe_output(odd)
+    assert probe_output(Answers(lambda z: {"logits": z}), SMALL) == ()
+
+    class FoldsFirst(nn.Module):
+        """Its first convolution does not see the image's channels."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(12, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(F.pixel_unshuffle(x, 2)).mean((2, 3))
+
+    assert probe_output(FoldsFirst()) == (4,)
+
+
+# --- pairing --------------------------------------------------------------------------------------------
+
+
+def layers(*shapes: tuple[int, int, int], prefix: str = "layer") -> list[Layer]:
+    return [Layer(f"{prefix}{i}", shape) for i, shape in enumerate(shapes)]
+
+
+def paired(student: list[Layer], teacher: list[Layer]) -> list[tuple[str, str]]:
+    return [(a.name, b.name) for a, b in pair_layers(student, teacher)]
+
+
+def test_equal_resolutions_pair_whatever_the_channels() -> None:
+    student = layers((4, 32, 32), (8, 16, 16), (16, 8, 8))
+    teacher = layers((64, 32, 32), (64, 16, 16), (64, 8, 8), prefix="t")
+    assert paired(student, teacher) == [("layer0", "t0"), ("layer1", "t1"), ("layer2", "t2")]
+
+
+def test_partly_common_resolutions_pair_only_those() -> None:
+    student = layers((4, 32, 32), (8, 16, 16), (16, 8, 8))
+    teacher = layers((64, 16, 16), (64, 8, 8), (64, 4, 4), prefix="t")
+    assert paired(student, teacher) == [("layer1", "t0"), ("layer2", "t1")]
+
+
+def test_height_and_width_both_count() -> None:
+    student = layers((4, 16, 8), (4, 8, 4))
+    teacher = layers((4, 16, 4), (4, 8, 4), prefix="t")
+    assert paired(student, teacher) == [("layer1", "t1")]
+
+
+def test_nothing_in_common_but_equally_many_pair_in_order() -> None:
+    student = layers((4, 30, 30), (8, 15, 15))
+    teacher = layers((64, 28, 28), (64, 14, 14), prefix="t")
+    assert paired(student, teacher) == [("layer0", "t0"), ("layer1", "t1")]
+
+
+def test_impossible_pairs_are_named() -> None:
+    with pytest.raises(InputError) as error:
+        pair_layers(layers((4, 30, 20)), layers((64, 28, 28), (64, 14, 14), prefix="t"))
+    for part in ("layer0 30x20", "t0 28x28", "t1 14x14", "student_layer:teacher_layer"):
+        assert part in str(error.value)
+
+
+def test_named_pairs() -> None:
+    assert named_pairs(["a:b", " c : d.1 ", "e"]) == (["a", "c", "e"], ["b", "d.1", "e"])
+
+
+def test_networks_are_compared_at_one_input_shape() -> None:
+    assert shared_input_shape(Plain(), create_model("wrn_10_1")) == (3, 32, 32)
+    assert shared_input_shape(create_model("wrn_10_1"), Plain()) == (3, 32, 32)
+    flat = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(2 * 26 * 26, 4))
+    assert shared_input_shape(flat, create_model("wrn_10_1")) == (3, 28, 28)
+    assert shared_input_shape(Plain(channels=1), Plain(channels=3)) is None

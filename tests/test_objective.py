@@ -1,0 +1,188 @@
+"""Method strings, weights and schedules."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eyeline import InputError
+from eyeline.objective import SCHEDULES, Objective, Weight, method_name, resolve_method
+from eyeline.observe import Observation
+
+CE = {"weight": 1.0, "schedule": "constant"}
+AT = {"weight": 1000.0, "schedule": "constant", "exponent": 2.0, "reduce": "sum", "reduction": "mean_square"}
+KD = {"weight": 0.9, "schedule": "constant", "temperature": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("ce", {"ce": CE}),
+        ("kd", {"ce": {**CE, "weight": 0.1}, "kd": KD}),
+        ("at", {"ce": CE, "at": AT}),
+        ("at+kd", {"ce": {**CE, "weight": 0.1}, "at": {**AT, "schedule": "linear"}, "kd": KD}),
+        (" kd + at ", {"ce": {**CE, "weight": 0.1}, "at": {**AT, "schedule": "linear"}, "kd": KD}),
+        ("ce+kd", {"ce": {**CE, "weight": 0.1}, "kd": KD}),
+        ({"at": None}, {"ce": CE, "at": AT}),
+        ({"at": {"exponent": 4, "weight": 50}}, {"ce": CE, "at": {**AT, "exponent": 4, "weight": 50}}),
+        ({"at": {"reduction": "norm"}}, {"ce": CE, "at": {**AT, "reduction": "norm", "weight": 1.0}}),
+        (
+            {"kd": {"weight": 0.7, "temperature": 2}},
+            {"ce": {**CE, "weight": 0.3}, "kd": {**KD, "weight": 0.7, "temperature": 2}},
+        ),
+        ({"kd": {"weight": 5}, "ce": {"weight": 1}}, {"ce": {**CE, "weight": 1}, "kd": {**KD, "weight": 5}}),
+        (
+            {"kd": {}, "at": {"schedule": "step"}},
+            {"ce": {**CE, "weight": 0.1}, "at": {**AT, "schedule": "step"}, "kd": KD},
+        ),
+        (
+            {"ce": {"schedule": "cosine"}, "kd": {}},
+            {"ce": {"weight": 0.1, "schedule": "cosine"}, "kd": KD},
+        ),
+    ],
+    ids=str,
+)
+def test_methods_spelt_out(method: Any, expected: dict[str, Any]) -> None:
+    resolved = resolve_method(method)
+    assert resolved == expected
+    assert list(resolved) == [name for name in ("ce", "at", "kd") if name in expected]  # one order
+    assert resolve_method(resolved) == resolved
+    assert Objective(resolved).method == resolved
+
+
+@given(
+    at=st.none()
+    | st.fixed_dictionaries({}, optional={"weight": st.floats(0, 1e4), "exponent": st.floats(1, 8)}),
+    kd=st.none()
+    | st.fixed_dictionaries({}, optional={"weight": st.floats(0, 1), "temperature": st.floats(1, 9)}),
+)
+def test_a_resolved_method_resolves_to_itself(
+    at: dict[str, float] | None, kd: dict[str, float] | None
+) -> None:
+    method = {name: options for name, options in (("kd", kd), ("at", at), ("ce", {})) if options is not None}
+    resolved = resolve_method(method)
+    assert resolve_method(resolved) == resolved
+    share = resolved["kd"]["weight"] if "kd" in resolved else 0
+    assert resolved["ce"]["weight"] == pytest.approx(1 - share)
+
+
+def test_what_is_given_is_not_changed() -> None:
+    method: dict[str, Any] = {"at": {"weight": 5}, "kd": None}
+    resolved = resolve_method(method)
+    resolved["at"]["weight"] = 6
+    assert method == {"at": {"weight": 5}, "kd": None}
+
+
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [
+        ("kd+at", "at+kd"),
+        ("ce", "ce"),
+        ("ce+at", "at"),
+        ({"kd": {"weight": 0.2}}, "kd"),
+        ({"kd": {}, "at": {}}, "at+kd"),
+    ],
+    ids=str,
+)
+def test_method_name(method: Any, name: str) -> None:
+    assert method_name(method) == name
+    assert method_name(resolve_method(method)) == name
+
+
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [
+        ("att", r"unknown loss 'att'; did you mean 'at'\? \(at, ce, kd\)"),
+        ("at+", "unknown loss ''"),
+        ("", "unknown loss ''"),
+        ("at+kd+at", r"'at\+kd\+at' names a loss twice"),
+        ({}, "has no loss; expected some of ce, at, kd"),
+        (3, "method is 3; expected a string"),
+        (None, "method is None; expected a string"),
+        ({"at": {"wieght": 3}}, "unknown option of loss 'at' 'wieght'; did you mean 'weight'"),
+        ({"kd": {"exponent": 3}}, "unknown option of loss 'kd' 'exponent'"),
+        ({"at": {"schedule": "linaer"}}, "unknown schedule 'linaer'; did you mean 'linear'"),
+        ({"at": {"reduce": "maks"}}, "unknown reduce 'maks'; did you mean 'max'"),
+        ({"at": {"reduction": "nrom"}}, "unknown reduction 'nrom'; did you mean 'norm'"),
+        ({"at": {"exponent": 0.5}}, "exponent is 0.5; expected at least 1"),
+        ({"at": {"exponent": math.nan}}, "exponent is nan"),
+        ({"at": {"exponent": "two"}}, "loss 'at' with .*'exponent': 'two'.*wrong kind"),
+        ({"kd": {"temperature": 0}}, "temperature is 0"),
+        ({"at": {"weight": -1}}, "weight is -1; expected a finite number of at least 0"),
+        ({"at": {"weight": math.nan}}, "weight is nan"),
+        ({"at": {"weight": math.inf}}, "weight is inf"),
+        ({"at": {"weight": "10"}}, "weight is '10'"),
+        ({"at": {"weight": None}}, "weight is None"),
+        ({"ce": {"weight": -1}}, "weight is -1"),
+        ({"kd": {"weight": 1.5}}, "weight of 'kd' is 1.5; expected at most 1, or give the weight of 'ce'"),
+        ({"at": 1000}, "options of loss 'at' are 1000; expected a mapping"),
+    ],
+    ids=str,
+)
+def test_refused(method: Any, told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        resolve_method(method)
+
+
+# --- schedules ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("schedule", "values"),
+    [
+        ("constant", [8, 8, 8, 8, 8]),
+        ("linear", [8, 6, 4, 2, 0]),
+        ("cosine", [8, 4 * (1 + math.sqrt(0.5)), 4, 4 * (1 - math.sqrt(0.5)), 0]),
+        ("step", [8, 8, 1.6, 1.6, 0.32]),
+    ],
+)
+def test_schedules(schedule: str, values: list[float]) -> None:
+    rates = [1, 1, 0.2, 0.2, 0.04]
+    weight = Weight(8, schedule)
+    found = [weight.at(epoch, 5, rate) for epoch, rate in enumerate(rates)]
+    assert found == pytest.approx(values, abs=1e-12)
+    assert weight.at(0, 1) == 8  # a single epoch is the first, not the last
+    assert weight.at(5, 5, 0.04) == pytest.approx(values[-1], abs=1e-12)  # after the end as at the end
+
+
+@given(st.sampled_from(SCHEDULES), st.integers(1, 30), st.floats(0, 1))
+def test_a_weight_falls_and_stays_between_0_and_its_value(schedule: str, epochs: int, rate: float) -> None:
+    values = [Weight(3.0, schedule).at(epoch, epochs, rate) for epoch in range(epochs)]
+    assert all(0 <= value <= 3 for value in values)
+    assert values == sorted(values, reverse=True)
+
+
+# --- the sum --------------------------------------------------------------------------------------------
+
+
+def test_total_is_the_weighted_sum_and_needs_are_told() -> None:
+    objective = Objective({"kd": {"weight": 0.5}, "at": {"weight": 3, "schedule": "linear"}})
+    assert objective.needs_teacher
+    assert objective.needs("logits")
+    assert objective.needs("features")
+    assert not Objective("at").needs("logits")  # of the teacher
+    assert not Objective("kd").needs("features")
+    assert not Objective("ce").needs_teacher
+    student = Observation(
+        torch.randn(4, 3, requires_grad=True), (torch.randn(4, 2, 5, 5, requires_grad=True),)
+    )
+    teacher = Observation(
+        torch.randn(4, 3, requires_grad=True), (torch.randn(4, 6, 5, 5, requires_grad=True),)
+    )
+    targets = objective.target(teacher)
+    assert {name: set(target) for name, target in targets.items()} == {"at": {"map0"}, "kd": {"logits"}}
+    assert not any(tensor.requires_grad for target in targets.values() for tensor in target.values())
+    labels = torch.tensor([0, 1, 2, 0])
+    for epoch, weights in ((0, (0.5, 3.0, 0.5)), (1, (0.5, 1.5, 0.5)), (2, (0.5, 0.0, 0.5))):
+        objective.set_progress(epoch, 3)
+        terms = objective(student, targets, labels)
+        assert list(terms) == ["ce", "at", "kd"]
+        expected = sum(w * t for w, t in zip(weights, terms.values(), strict=True))
+        torch.testing.assert_close(terms.total.detach(), expected)
+        assert terms.total.requires_grad
+    assert not any("factors" in name for name in objective.state_dict())  # a function of the epoch, not state

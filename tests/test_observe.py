@@ -1,0 +1,312 @@
+"""Networks are seen as they are, by module path, and are not changed by being seen."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import io
+import pickle
+import weakref
+from collections.abc import Callable
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from eyeline import InputError, Observer, create_model
+from networks import Answers, OverwrittenLater, Plain
+
+BY_HAND = ["stage1", "stage2", "stage3"]
+
+
+def by_hand(net: Plain, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """What the stages answer, without hooks."""
+    one = net.stage1(net.conv(x))
+    two = net.stage2(one)
+    three = net.stage3(two)
+    return net.fc(three.mean((2, 3))), [one, two, three]
+
+
+@pytest.fixture
+def net() -> Plain:
+    torch.manual_seed(0)
+    return Plain().eval()
+
+
+def hook_count(model: nn.Module) -> int:
+    return sum(len(module._forward_hooks) for module in model.modules())
+
+
+@pytest.mark.parametrize("size", [(16, 16), (12, 20), (20, 12)], ids=str)
+def test_features_are_what_the_layers_answer(net: Plain, size: tuple[int, int]) -> None:
+    x = torch.randn(2, 3, *size)
+    logits, features = by_hand(net, x)
+    observer = Observer(net)
+    seen = observer(x)
+    assert [layer.name for layer in observer.layers] == BY_HAND
+    assert torch.equal(seen.logits, logits)
+    assert all(torch.equal(a, b) for a, b in zip(seen.features, features, strict=True))
+    assert seen.features[1].shape == (2, 6, size[0] // 2, size[1] // 2)
+
+
+def test_named_layers_come_in_the_order_given(net: Plain) -> None:
+    x = torch.randn(1, 3, 16, 16)
+    for layers in (["stage3", "stage1.0"], "stage3, stage1.0"):
+        observer = Observer(net, layers)
+        assert [layer.name for layer in observer.layers] == ["stage3", "stage1.0"]
+        seen = observer(x).features
+        assert torch.equal(seen[0], by_hand(net, x)[1][2])
+        assert torch.equal(seen[1], net.stage1[0](net.conv(x)))
+        observer.close()
+    assert Observer(net, ())(x).features == ()
+
+
+def test_unknown_layer_names_the_nearest(net: Plain) -> None:
+    with pytest.raises(InputError, match="unknown layer of Plain 'stage_2'; did you mean 'stage2'"):
+        Observer(net, ["stage_2"])
+    with pytest.raises(
+        InputError, match=r"'fc' of Plain answers a tensor of shape \[N, 5\]; expected one tensor"
+    ):
+        Observer(net, ["fc"])
+    with pytest.raises(InputError, match="twice"):
+        Observer(net, ["stage1", "stage1"])
+    net.spare = nn.Conv2d(3, 3, 1)
+    with pytest.raises(InputError, match="'spare' of Plain exists but does not run"):
+        Observer(net, ["spare"])
+    assert hook_count(net) == 0
+
+
+@pytest.mark.parametrize("how", ["relu module", "relu function", "add", "view", "dropout module"])
+@pytest.mark.parametrize("training", [False, True])
+def test_value_before_a_later_operation_in_place(how: str, training: bool) -> None:
+    net = OverwrittenLater(how).train(training)
+    x = torch.randn(2, 3, 8, 8)
+    before = net.body(net.conv(x))
+    assert (before < 0).any()
+    seen = Observer(net, ["body"])(x)
+    assert torch.equal(seen.features[0], before)
+    seen.features[0].square().sum().backward()  # the gradient too is that of the value before
+    assert net.conv.weight.grad is not None
+    found = net.conv.weight.grad.clone()
+    net.zero_grad()
+    net.body(net.conv(x)).square().sum().backward()
+    torch.testing.assert_close(found, net.conv.weight.grad)
+
+
+def test_overwritten_where_the_probe_cannot_see_it_is_an_error() -> None:
+    net = OverwrittenLater("dropout function").eval()
+    observer = Observer(net, ["body"])
+    observer(torch.randn(2, 3, 8, 8))
+    net.train()
+    with pytest.raises(InputError, match=r"'body' was overwritten in place.*inplace=False"):
+        observer(torch.randn(2, 3, 8, 8))
+
+
+def test_silent_when_called_by_others_and_nothing_kept_between_calls(net: Plain) -> None:
+    observer = Observer(net)
+    x = torch.randn(2, 3, 16, 16)
+    kept = weakref.ref(observer(x).features[0])
+    gc.collect()
+    assert kept() is None
+    net(x)
+    assert not observer._seen
+    assert not observer._versions
+    assert not observer._recording
+
+
+def test_nothing_kept_after_an_error(net: Plain) -> None:
+    observer = Observer(net)
+    with pytest.raises(RuntimeError):
+        observer(torch.randn(2, 1, 16, 16))
+    assert not observer._seen
+    assert not observer._recording
+
+
+def test_gradient_flows_and_no_grad_is_respected(net: Plain) -> None:
+    observer = Observer(net)
+    x = torch.randn(2, 3, 16, 16)
+    observer(x).features[1].square().sum().backward()
+    found = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
+    assert set(found) == {n for n, _ in net.named_parameters() if n.startswith(("conv", "stage1", "stage2"))}
+    net.zero_grad()
+    by_hand(net, x)[1][1].square().sum().backward()
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, net.get_parameter(name).grad)
+    with torch.no_grad():
+        assert not observer(x).features[0].requires_grad
+    with torch.inference_mode():
+        assert observer(x).features[0].is_inference()
+
+
+def test_observed_network_copies_saves_and_pickles(net: Plain) -> None:
+    names = list(net.state_dict())
+    observer = Observer(net)
+    assert list(net.state_dict()) == names
+    x = torch.randn(2, 3, 16, 16)
+    seen = observer(x)
+    file = io.BytesIO()
+    torch.save(net, file)
+    file.seek(0)
+    for other in (copy.deepcopy(net), torch.load(file, weights_only=False)):
+        assert torch.equal(other(x), seen.logits)
+        with torch.no_grad():
+            other.stage1[0].weight.zero_()
+        assert torch.equal(observer(x).logits, seen.logits)  # the copy is not seen in the place of the first
+        assert torch.equal(Observer(other)(x).features[2], by_hand(other, x)[1][2])
+    for again in (copy.deepcopy(observer), pickle.loads(pickle.dumps(observer))):
+        assert again.model is not net
+        assert torch.equal(again(x).features[1], seen.features[1])
+
+
+def test_close_takes_the_hooks_off(net: Plain) -> None:
+    net.stage1.register_forward_hook(lambda *_: None)  # the user's own
+    first, second = Observer(net), Observer(net, ["stage2"])
+    assert hook_count(net) == 5
+    first.close()
+    assert hook_count(net) == 2
+    assert len(second(torch.randn(1, 3, 16, 16)).features) == 1
+    second.close()
+    assert hook_count(net) == 1
+
+
+def test_two_observers_of_one_network_do_not_disturb_each_other(net: Plain) -> None:
+    x = torch.randn(2, 3, 16, 16)
+    first, second = Observer(net), Observer(net, ["stage2.0"])
+    assert len(first(x).features) == 3
+    assert not second._seen
+    assert torch.equal(second(x).features[0], net.stage2[0](first(x).features[0]))
+
+
+@pytest.mark.parametrize(
+    ("form", "shown"),
+    [
+        (lambda z: {"logits": z}, "dict"),
+        (lambda z: (z, z), "tuple"),
+        (lambda z: z[:, :, None, None], r"\[2, 5, 1, 1\]"),
+    ],
+    ids=["dict", "tuple", "4-D"],
+)
+def test_network_that_answers_no_logits(form: object, shown: str) -> None:
+    observer = Observer(Answers(form), ())
+    with pytest.raises(InputError, match=rf"answers {shown}; expected logits \[N, K\]"):
+        observer(torch.randn(2, 3, 16, 16))
+
+
+def test_layer_that_runs_twice_is_seen_the_last_time() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3, padding=1)
+            self.again = nn.Conv2d(4, 4, 3, padding=1)
+            self.fc = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.again(self.again(self.conv(x))).mean((2, 3)))
+
+    net, x = Twice(), torch.randn(2, 3, 8, 8)
+    for layers in ("auto", ["again"]):
+        observer = Observer(net, layers)
+        assert [layer.name for layer in observer.layers] == ["again"]
+        assert torch.equal(observer(x).features[0], net.again(net.again(net.conv(x))))
+
+
+def test_layer_that_does_not_run_every_time() -> None:
+    class Skips(Plain):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.conv(x)
+            return self.fc(self.stage3(self.stage2(x if self.training else self.stage1(x))).mean((2, 3)))
+
+    net = Skips()
+    observer = Observer(net)
+    net.train()
+    with pytest.raises(InputError, match="'stage1' did not run in this forward pass"):
+        observer(torch.randn(2, 3, 16, 16))
+
+
+def test_autocast(net: Plain) -> None:
+    x = torch.randn(2, 3, 16, 16)
+    full = Observer(net)(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        observer = Observer(net)  # the probe too may run under it
+        seen = observer(x)
+    assert seen.logits.dtype == torch.bfloat16
+    for low, high in zip(seen.features, full.features, strict=True):
+        assert low.dtype == torch.bfloat16
+        torch.testing.assert_close(low.float(), high, atol=0.1, rtol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("make", "backend", "compiled_first"),
+    [(Plain, "eager", False), (Plain, "eager", True), (lambda: create_model("wrn_10_1"), "aot_eager", False)],
+    ids=["observed first", "compiled first", "wrn"],
+)
+def test_compiled_without_a_graph_break(
+    make: Callable[[], nn.Module], backend: str, compiled_first: bool
+) -> None:
+    torch._dynamo.reset()
+    net = make().eval()
+    x = torch.randn(2, 3, 16, 24)
+    plain = Observer(net)
+    eager = plain(x)
+    plain.close()
+    if compiled_first:
+        net.compile(backend=backend, fullgraph=True)
+        observer = Observer(net)
+    else:
+        observer = Observer(net)
+        net.compile(backend=backend, fullgraph=True)
+    seen = observer(x)
+    torch.testing.assert_close(seen.logits, eager.logits)
+    for a, b in zip(seen.features, eager.features, strict=True):
+        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(net(x), eager.logits)  # called by others
+    assert not observer._seen
+    seen.features[0].square().sum().backward()
+    gradient = next(net.parameters()).grad
+    assert gradient is not None
+    assert gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize("how", ["relu module", "dropout module"])
+def test_compiled_value_before_a_later_operation_in_place(how: str) -> None:
+    torch._dynamo.reset()
+    net = OverwrittenLater(how)
+    x = torch.randn(2, 3, 8, 8)
+    before = net.body(net.conv(x))
+    observer = Observer(net, ["body"])
+    net.compile(backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(observer(x).features[0], before)
+
+
+def test_compiled_and_called_before_it_is_observed() -> None:
+    torch._dynamo.reset()
+    net = Plain().eval()
+    net.compile(backend="eager")
+    x = torch.randn(2, 3, 16, 16)
+    net(x)
+    with pytest.raises(InputError, match="compiled model must be observed before its first call"):
+        Observer(net)(x)
+
+
+def test_train_mode_moves_statistics_once_per_call(net: Plain) -> None:
+    net.train()
+    other = copy.deepcopy(net)
+    x = torch.randn(4, 3, 16, 16)
+    observer = Observer(net)
+    torch.manual_seed(1)
+    observer(x)
+    torch.manual_seed(1)
+    other(x)
+    for (name, ours), theirs in zip(net.state_dict().items(), other.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
+def test_timm_names_agree_with_timm_features() -> None:
+    model = timm.create_model("resnet18", num_classes=3).eval()
+    x = torch.randn(1, 3, 64, 64)
+    features = timm.create_model("resnet18", features_only=True, out_indices=(1, 2, 3, 4)).eval()
+    features.load_state_dict(model.state_dict(), strict=False)
+    seen = Observer(model, input_shape=(3, 64, 64))(x).features
+    for a, b in zip(seen, features(x), strict=True):
+        torch.testing.assert_close(a, b)
