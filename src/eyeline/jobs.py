@@ -35,7 +35,7 @@ from eyeline.engine.run import (
     write_atomically,
     write_json,
 )
-from eyeline.engine.trainer import Device, console, evaluation_stream, fit
+from eyeline.engine.trainer import Device, augmentation, console, evaluation_stream, fit
 from eyeline.errors import InputError
 from eyeline.evaluate import attention_loss, evaluate
 from eyeline.evaluate.statistics import paired_difference, summary
@@ -57,7 +57,7 @@ class _Teacher:
 def train(
     recipe: dict[str, Any], settings: Settings, *, out: str | None, resume: bool, overwrite: bool
 ) -> Run:
-    data = load_data(recipe["data"], settings)
+    data = _data(recipe["data"], settings)
     network = _seeded(
         settings.seed,
         lambda: _network(recipe["model"], data, settings, recipe["pretrained"], recipe["weights"]),
@@ -70,7 +70,7 @@ def distill(
     recipe: dict[str, Any], settings: Settings, *, out: str | None, resume: bool, overwrite: bool
 ) -> Run:
     method = resolve_method(recipe["method"])
-    data = load_data(recipe["data"], settings)
+    data = _data(recipe["data"], settings)
     teacher = _teacher(recipe["teacher"], data, recipe["teacher_weights"])
     student = _seeded(
         settings.seed, lambda: _network(recipe["student"], data, settings, False, recipe["student_weights"])
@@ -94,7 +94,7 @@ def study(
         raise InputError(
             f"seeds are {recipe['seeds']!r}; expected a number of at least 1, or different seeds"
         )
-    data = load_data(recipe["data"], settings)
+    data = _data(recipe["data"], settings)
     teacher = _teacher(recipe["teacher"], data, recipe["teacher_weights"])
     student = recipe["student"]
     make = functools.partial(_network, student, data, settings)
@@ -399,6 +399,14 @@ def _seeded(seed: int, make: Callable[[], nn.Module]) -> nn.Module:
 # --- what was named -----------------------------------------------------------------------------------------
 
 
+def _data(given: Any, settings: Settings) -> ImageData:
+    """The data; and settings that cannot work with it, or on this machine, are refused."""
+    Device.of(settings)
+    data = load_data(given, settings)
+    augmentation(data, settings)
+    return data
+
+
 def _network(
     given: Any, data: ImageData, settings: Settings, pretrained: bool = False, weights: str | None = None
 ) -> nn.Module:
@@ -438,12 +446,12 @@ def _teacher(given: Any, data: ImageData, weights: str | None) -> _Teacher:
     elif isinstance(given, str) and weights is not None:
         network = models.create_model(given, len(data.classes), data.channels, weights=weights)
     elif isinstance(given, str):
-        network = models.create_model(given, pretrained=True)
-        if _has_no_published_weights(network, given):
+        if _has_no_published_weights(models.create_model(given), given):
             raise InputError(
                 f"no trained weights are published for {given}; give a run folder "
                 "(made with eyeline train), or a checkpoint with --teacher_weights"
             )
+        network = models.create_model(given, pretrained=True)
     else:
         raise InputError(f"teacher is {given!r}; expected a run folder, a name or an nn.Module")
     return _Teacher(_shown(given), network.eval().requires_grad_(False))

@@ -151,7 +151,8 @@ class RunFolder:
             before = dict(yaml.safe_load((self.path / RECIPE).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
             raise InputError(
-                f"{self.path / RECIPE} is damaged ({error}); start anew with --overwrite true"
+                f"{self.path / RECIPE} is damaged ({str(error).splitlines()[0]}); "
+                "start anew with --overwrite true"
             ) from error
         verb = (self.path / RECIPE).read_text(encoding="utf-8").removeprefix(_MARK).split()[0]
         before["verb"] = verb

@@ -214,7 +214,8 @@ def _fit(
         """Together: every process calls this at the same steps, and all of them stop or none."""
         seen = first_bad
         if together and fabric.world_size > 1:
-            seen = torch.as_tensor(fabric.all_gather(first_bad)).amin(0)
+            seen = first_bad.clone()
+            torch.distributed.all_reduce(seen, torch.distributed.ReduceOp.MIN)
         bad = {name: at for name, at in zip(names, seen.tolist(), strict=False) if at != never}
         state = [*distiller.student.state_dict().values(), *distiller.objective.state_dict().values()]
         if not bad and bool(torch.stack([torch.isfinite(tensor).all() for tensor in state]).all()):
@@ -324,20 +325,24 @@ def _end_other_processes(fabric: Fabric) -> None:
     processes.clear()  # or Fabric's observer of them would kill this process too, before it can say why
 
 
-def training_stream(data: ImageData, settings: Settings, device: Device) -> TrainingStream:
-    """The training batches that the settings ask for."""
+def augmentation(data: ImageData, settings: Settings) -> str:
+    """Which one the settings mean for this data."""
     files = data.size is None
-    augmentation = settings.augmentation
-    if augmentation == "auto":
-        augmentation = "resized-crop" if files else "crop+flip"
-    if augmentation == "resized-crop" and not files:
+    if settings.augmentation == "auto":
+        return "resized-crop" if files else "crop+flip"
+    if settings.augmentation == "resized-crop" and not files:
         raise InputError(
             "augmentation 'resized-crop' is for folders of images; for images in memory use 'crop+flip'"
         )
+    return settings.augmentation
+
+
+def training_stream(data: ImageData, settings: Settings, device: Device) -> TrainingStream:
+    """The training batches that the settings ask for."""
     return TrainingStream(
         data.train,
         batch_size=settings.batch_size,
-        augmentation=augmentation,
+        augmentation=augmentation(data, settings),
         normalization=Normalization(data.mean, data.std),
         seed=settings.seed,
         view_seed=settings.seed if settings.view_seed is None else settings.view_seed,

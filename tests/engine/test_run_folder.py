@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from eyeline.engine.run import RunFolder, environment, is_run, plain, read_json, write_atomically, write_json
+from eyeline.errors import InputError, TrainingStopped
+
+RECIPE = {
+    "verb": "train",
+    "model": "wrn_10_1",
+    "milestones": (0.3, 0.6),
+    "learning_rate": 1e-5,
+    "workers": None,
+}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def finished(folder: Path) -> RunFolder:
+    """A folder with every file that a run writes."""
+    run = RunFolder(folder, RECIPE)
+    for name in ("metrics.csv", "last.ckpt", "model.safetensors", "attention.png", "report.html"):
+        (folder / name).write_text("old")
+    (folder / "tensorboard").mkdir()
+    (folder / "tensorboard" / "events.out").write_text("old")
+    write_json(folder / "model.json", {})
+    write_json(folder / "result.json", {"kind": "run"})
+    return run
+
+
+def test_a_new_folder_holds_recipe_and_environment(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "a" / "b", RECIPE)
+    assert sorted(contents(run.path)) == ["environment.json", "recipe.yaml"]
+    text = (run.path / "recipe.yaml").read_text()
+    assert text.startswith("# eyeline train --config recipe.yaml")
+    assert yaml.safe_load(text) == {
+        "model": "wrn_10_1",
+        "milestones": [0.3, 0.6],
+        "learning_rate": 1e-5,
+        "workers": None,
+    }
+    assert json.loads((run.path / "environment.json").read_text()) == environment()
+    assert environment()["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert run.result is None
+
+
+def test_a_run_that_is_there_is_not_touched(tmp_path: Path) -> None:
+    finished(tmp_path)
+    before = contents(tmp_path)
+    with pytest.raises(
+        InputError, match="holds a run already; continue it with --resume true, replace it with"
+    ):
+        RunFolder(tmp_path, RECIPE)
+    assert contents(tmp_path) == before
+
+
+def test_resume_leaves_a_finished_run_as_it_is(tmp_path: Path) -> None:
+    finished(tmp_path)
+    (tmp_path / "environment.json").write_text('"of then"')
+    before = contents(tmp_path)
+    assert RunFolder(tmp_path, {**RECIPE, "workers": 3}, resume=True).result == {"kind": "run"}
+    assert contents(tmp_path) == before
+
+
+def test_resume_with_another_recipe_names_the_difference(tmp_path: Path) -> None:
+    RunFolder(tmp_path, RECIPE)
+    before = contents(tmp_path)
+    with pytest.raises(
+        InputError, match=r"another recipe \(learning_rate was 1e-05, is 0\.1\); resume with the same"
+    ):
+        RunFolder(tmp_path, {**RECIPE, "learning_rate": 0.1}, resume=True)
+    with pytest.raises(InputError, match="verb was 'train', is 'distill'"):
+        RunFolder(tmp_path, {**RECIPE, "verb": "distill"}, resume=True)
+    with pytest.raises(InputError, match=r"gamma was None, is 0\.2"):
+        RunFolder(tmp_path, {**RECIPE, "gamma": 0.2}, resume=True)
+    assert contents(tmp_path) == before
+    RunFolder(tmp_path, {**RECIPE, "workers": 3}, resume=True)  # changes nothing in the outcome
+
+
+@pytest.mark.parametrize("text", ["# eyeline train\n: {", "# eyeline train\n- a\n", "# eyeline train\n"])
+def test_a_damaged_recipe(tmp_path: Path, text: str) -> None:
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(InputError, match=r"recipe\.yaml is damaged .*start anew with --overwrite true"):
+        RunFolder(tmp_path, RECIPE, resume=True)
+
+
+def test_overwrite_replaces_the_run_and_nothing_else(tmp_path: Path) -> None:
+    finished(tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "a.png").write_text("mine")
+    RunFolder(tmp_path, RECIPE, overwrite=True)
+    assert sorted(contents(tmp_path)) == ["environment.json", "figures/a.png", "notes.txt", "recipe.yaml"]
+
+
+def test_overwrite_replaces_the_runs_of_a_study(tmp_path: Path) -> None:
+    RunFolder(tmp_path, RECIPE)
+    (tmp_path / "study.json").write_text("{}")
+    for place in ("at+kd/seed-0", "at+kd/seed-1", "ce/seed-0"):
+        finished(tmp_path / place)
+    (tmp_path / "ce" / "seed-7").mkdir()
+    (tmp_path / "ce" / "seed-7" / "mine").write_text("no run")
+    RunFolder(tmp_path, RECIPE, overwrite=True)
+    assert sorted(contents(tmp_path)) == ["ce/seed-7/mine", "environment.json", "recipe.yaml"]
+
+
+@pytest.mark.parametrize("name", ["thesis.tex", "recipe.yaml", "last.ckpt"])
+@pytest.mark.parametrize("how", [{}, {"resume": True}, {"overwrite": True}], ids=str)
+def test_a_folder_that_is_no_run_is_never_touched(tmp_path: Path, name: str, how: dict[str, bool]) -> None:
+    (tmp_path / name).write_text("flour: 500 g\n")
+    with pytest.raises(InputError, match="holds files that are no run of eyeline; choose another folder"):
+        RunFolder(tmp_path, RECIPE, **how)
+    assert contents(tmp_path) == {name: b"flour: 500 g\n"}
+
+
+def test_no_folder_can_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="file is a file; expected a folder"):
+        RunFolder(tmp_path / "file", RECIPE)
+    with pytest.raises(InputError, match=r"cannot make the folder .*file/run: Not a directory"):
+        RunFolder(tmp_path / "file" / "run", RECIPE)
+
+
+def test_what_a_killed_process_left_is_cleared(tmp_path: Path) -> None:
+    (tmp_path / ".recipe.yaml.123.part").write_text("ha")
+    RunFolder(tmp_path, RECIPE)
+    (tmp_path / ".last.ckpt.123.part").write_text("ha")
+    RunFolder(tmp_path, RECIPE, resume=True)
+    assert sorted(contents(tmp_path)) == ["environment.json", "recipe.yaml"]
+
+
+# --- checkpoints --------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_comes_back(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path, RECIPE)
+    assert run.load_checkpoint() is None
+    run.save_checkpoint({"format": 1, "step": 3, "student": {"w": torch.arange(5.0)}})
+    state = run.load_checkpoint()
+    assert state is not None
+    assert state["step"] == 3
+    assert state["student"]["w"].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_checkpoint_that_is_none(tmp_path: Path) -> None:
+    run, path = RunFolder(tmp_path, RECIPE), tmp_path / "last.ckpt"
+    run.save_checkpoint({"format": 1, "step": 3, "w": torch.zeros(1000)})
+    whole = path.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", b"not a checkpoint"):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"last\.ckpt is truncated or not one of eyeline"):
+            run.load_checkpoint()
+    for foreign in ({"weight": torch.zeros(3)}, [1, 2], Path("code that would run")):
+        torch.save(foreign, path)
+        with pytest.raises(InputError, match="truncated or not one of eyeline"):
+            run.load_checkpoint()
+    torch.save({"format": 9}, path)
+    with pytest.raises(InputError, match="has format 9, expected 1: made by another version"):
+        run.load_checkpoint()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_keeps_the_earlier_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    run = RunFolder(tmp_path, RECIPE)
+    run.save_checkpoint({"format": 1, "step": 3})
+    before = contents(tmp_path)
+
+    def full(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", full)  # where a file system that writes late tells it
+    with pytest.raises(
+        TrainingStopped, match=r"last\.ckpt: the disk is full; the earlier last\.ckpt is kept"
+    ):
+        run.save_checkpoint({"format": 1, "step": 4})
+    assert contents(tmp_path) == before
+
+
+def test_a_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a"
+    write_atomically(path, b"first")
+
+    def check(source: Any, target: Any) -> None:
+        assert Path(source).read_bytes() == b"second"
+        assert path.read_bytes() == b"first"
+        os.rename(source, target)
+
+    monkeypatch.setattr(os, "replace", check)
+    write_atomically(path, b"second")
+    assert contents(tmp_path) == {"a": b"second"}
+    with pytest.raises(
+        TrainingStopped, match=r"could not write .*nowhere/a: No such file or directory; nothing was"
+    ):
+        write_atomically(tmp_path / "nowhere" / "a", b"")
+
+
+# --- small things -------------------------------------------------------------------------------------------
+
+
+def test_metrics_come_back_as_they_were(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path, RECIPE)
+    assert run.read_metrics() == []
+    rows = [
+        {"epoch": 1, "step": 7, "loss": 0.1 + 0.2, "images_per_second": 12.0},
+        {"epoch": 2, "step": 14, "loss": 1e-17, "validation_accuracy": 1 / 3, "images_per_second": 3.0},
+    ]
+    run.write_metrics(rows)
+    text = (tmp_path / "metrics.csv").read_text()
+    assert text.splitlines()[0] == "epoch,step,loss,validation_accuracy,validation_loss,images_per_second"
+    assert run.read_metrics() == rows
+    run.write_metrics(run.read_metrics())
+    assert (tmp_path / "metrics.csv").read_text() == text
+
+
+def test_plain_values() -> None:
+    assert plain({1: (2, Path("a")), "b": None, "c": [True, 0.5]}) == {
+        "1": [2, "a"],
+        "b": None,
+        "c": [True, 0.5],
+    }
+    assert plain(torch.nn.Linear(1, 1)) == "<torch.nn.modules.linear.Linear object>"
+
+
+def test_json_that_is_missing_or_damaged(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not exist; expected a run"):
+        read_json(tmp_path / "a.json", "a run")
+    (tmp_path / "a.json").write_text("{")
+    with pytest.raises(InputError, match="is damaged"):
+        read_json(tmp_path / "a.json", "a run")
+    assert not is_run(tmp_path)
+
+
+def test_other_processes_leave_the_folder_to_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    RunFolder(tmp_path / "run", RECIPE, overwrite=True)
+    assert not (tmp_path / "run").exists()

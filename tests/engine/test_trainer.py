@@ -1,0 +1,334 @@
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from eyeline import jobs
+from eyeline.data.loaders import Batch
+from eyeline.data.views import CropFlip, Normalization
+from eyeline.distiller import Distiller
+from eyeline.engine.run import RunFolder
+from eyeline.engine.trainer import (
+    Device,
+    fit,
+    has_native_bf16,
+    learning_rate_factor,
+    make_optimizer,
+    training_stream,
+)
+from eyeline.errors import InputError, TrainingStopped
+from eyeline.settings import Settings
+from tiny import SETTINGS, tiny_data, tiny_net
+
+FLOAT32 = {**SETTINGS, "precision": "float32"}
+
+
+def run(
+    folder: Path,
+    method: str = "at+kd",
+    student: Any = None,
+    hooks: dict[str, Any] | None = None,
+    **settings: Any,
+) -> Distiller:
+    student = tiny_net(1) if student is None else student
+    settings = {**FLOAT32, **settings}
+    distiller = Distiller(student, tiny_net(2), method, ["low", "high"], (1, 12, 12))
+    for name, hook in (hooks or {}).items():  # once the probe for the layers is done
+        student.get_submodule(name).register_forward_hook(hook)
+    fit(distiller, tiny_data(), Settings.of(**settings), RunFolder(folder, {"verb": "distill", **settings}))
+    return distiller
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+# --- learning rate ------------------------------------------------------------------------------------------
+
+
+def rates(settings: Settings, steps: int = 3) -> list[float]:
+    """Of the first step of every epoch, for a peak of 0.1."""
+    return [0.1 * learning_rate_factor(settings, epoch * steps, steps) for epoch in range(settings.epochs)]
+
+
+def test_the_schedule_of_the_papers() -> None:
+    expected = [0.1] * 60 + [0.02] * 60 + [0.004] * 40 + [0.0008] * 40
+    assert rates(Settings()) == pytest.approx(expected, rel=1e-12)
+    last_step, first_step = 60 * 391 - 1, 60 * 391
+    assert learning_rate_factor(Settings(), last_step, 391) == 1
+    assert learning_rate_factor(Settings(), first_step, 391) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("epochs", [1, 7, 10, 30, 90, 100, 240])
+def test_milestones_fall_at_their_fraction_of_any_number_of_epochs(epochs: int) -> None:
+    settings = Settings(epochs=epochs, milestones=(0.3, 0.6, 0.8), gamma=0.2)
+    for epoch, rate in enumerate(rates(settings)):
+        passed = sum(10 * epoch >= tenths * epochs for tenths in (3, 6, 8))
+        assert rate == pytest.approx(0.1 * 0.2**passed)
+
+
+def test_imagenet_schedule() -> None:
+    settings = Settings(epochs=100, milestones=(0.3, 0.6, 0.9), gamma=0.1)
+    assert rates(settings) == pytest.approx([0.1] * 30 + [0.01] * 30 + [1e-3] * 30 + [1e-4] * 10)
+
+
+def test_cosine_is_that_of_torch() -> None:
+    settings = Settings(epochs=5, schedule="cosine")
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 1.0)
+    theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
+    for step in range(20):
+        assert learning_rate_factor(settings, step, 4) == pytest.approx(theirs.get_last_lr()[0])
+        optimizer.step()
+        theirs.step()
+
+
+def test_warm_up_rises_linearly_to_the_peak() -> None:
+    for schedule in ("constant", "cosine", "step"):
+        settings = Settings(epochs=10, schedule=schedule, warmup_epochs=2)
+        ours = [learning_rate_factor(settings, step, 4) for step in range(9)]
+        assert ours == pytest.approx([(step + 1) / 9 for step in range(9)])
+
+
+def test_auto_and_constant() -> None:
+    assert rates(Settings(epochs=5, optimizer="adamw"))[2] == pytest.approx(
+        0.05 * (1 + math.cos(0.4 * math.pi))
+    )
+    assert rates(Settings(epochs=5, optimizer="adamw", schedule="step"))[4] == pytest.approx(0.0008)
+    assert set(rates(Settings(schedule="constant"))) == {0.1}
+
+
+def test_the_optimizers_of_the_papers() -> None:
+    sgd = make_optimizer(Settings(), [torch.nn.Parameter(torch.zeros(1))]).param_groups[0]
+    assert (sgd["lr"], sgd["momentum"], sgd["weight_decay"], sgd["nesterov"]) == (0.1, 0.9, 5e-4, False)
+    adam = make_optimizer(Settings(optimizer="adamw"), [torch.nn.Parameter(torch.zeros(1))])
+    assert isinstance(adam, torch.optim.AdamW)
+    assert (adam.param_groups[0]["lr"], adam.param_groups[0]["weight_decay"]) == (1e-3, 0.05)
+
+
+# --- the loop -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_training_is_the_plain_loop(tmp_path: Path, optimizer: str) -> None:
+    """The same weights as a loop written down here; without dropout, with schedules of rate and weight."""
+    settings = Settings.of(
+        **{**FLOAT32, "optimizer": optimizer, "epochs": 3, "learning_rate": 0.01, "seed": 5}
+    )
+    ours = tiny_net(1, dropout=0.0)
+    run(tmp_path, student=ours, **{"optimizer": optimizer, "epochs": 3, "learning_rate": 0.01, "seed": 5})
+
+    data, student, teacher = tiny_data(), tiny_net(1, dropout=0.0), tiny_net(2).eval()
+    normalize, view = Normalization(data.mean, data.std), CropFlip(data.train.images)  # type: ignore[union-attr]
+    theirs: torch.optim.Optimizer = (
+        torch.optim.SGD(student.parameters(), 0.01, 0.9, weight_decay=5e-4)
+        if optimizer == "sgd"
+        else torch.optim.AdamW(student.parameters(), 0.01, weight_decay=0.05)
+    )
+    stream = training_stream(data, settings, Device.of(settings))
+
+    def maps(network: Any, images: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        low = network.low(images)
+        high = network.high(low)
+        flat = [F.normalize(f.square().sum(1).flatten(1), dim=1) for f in (low, high)]
+        return network.head(high.mean((2, 3))), flat
+
+    for epoch in range(3):
+        for step in range(7):
+            indices = stream.indices(epoch * 7 + step)[1]
+            images, labels = normalize(view(indices, 5, epoch)), data.train.labels[indices]
+            (logits, ours_maps), (answers, their_maps) = maps(student, images), maps(teacher, images)
+            at = sum((a - b.detach()).square().mean() for a, b in zip(ours_maps, their_maps, strict=True))
+            soft = F.softmax(answers.detach() / 4, 1)
+            kd = 16 * F.kl_div(F.log_softmax(logits / 4, 1), soft, reduction="batchmean")
+            loss = 0.1 * F.cross_entropy(logits, labels) + 0.9 * kd + 1000 * (1 - epoch / 2) * at
+            theirs.zero_grad()
+            loss.backward()
+            done = epoch / 3
+            factor = 0.2 ** sum(done >= m - 1e-9 for m in (0.3, 0.6, 0.8))
+            if optimizer == "adamw":
+                factor = (1 + math.cos(math.pi * (epoch * 7 + step) / 21)) / 2
+            theirs.param_groups[0]["lr"] = 0.01 * factor
+            theirs.step()
+    tolerance = 1e-4 if optimizer == "sgd" else 5e-3  # Adam divides by small second moments
+    for name, tensor in student.state_dict().items():
+        if name in ("low.0.bias", "high.0.bias") or name.endswith("running_mean"):
+            continue  # batch norm takes this bias away: its gradient is rounding
+        assert torch.allclose(ours.state_dict()[name].float(), tensor.float(), atol=tolerance), name
+
+
+def test_the_student_trains_on_after_a_validation(tmp_path: Path) -> None:
+    """Batch norm moves and dropout drops in every epoch; the teacher never moves."""
+    moved, modes = [], []
+    hooks = {
+        "low.1": lambda m, i, o: moved.append(float(m.running_mean.sum())) if m.training else None,
+        "dropout": lambda m, i, o: modes.append(m.training),
+    }
+    distiller = run(tmp_path, hooks=hooks, epochs=3)
+    assert len(set(moved)) == len(moved) == 21
+    assert modes == ([True] * 7 + [False]) * 3  # 7 steps, one batch of validation
+    fresh = tiny_net(2).state_dict()
+    assert distiller.teacher is not None
+    assert all(torch.equal(t, fresh[n]) for n, t in distiller.teacher.state_dict().items())
+
+
+def test_the_figures_are_means_over_the_images(tmp_path: Path) -> None:
+    """With a rate too small to move a weight, the metrics are those of the network as it was."""
+    student = tiny_net(1, dropout=0.0)
+    run(tmp_path, student=student, learning_rate=1e-30, epochs=1, weight_decay=0.0, seed=3)
+    data, again, teacher = tiny_data(), tiny_net(1, dropout=0.0), tiny_net(2)
+    settings = Settings.of(**{**FLOAT32, "seed": 3})
+    distiller = Distiller(again, teacher, "at+kd", ["low", "high"])
+    sums = dict.fromkeys(("ce", "kd", "at", "loss", "train_accuracy"), 0.0)
+    for batch in training_stream(data, settings, Device.of(settings)).batches(0, 7):
+        assert isinstance(batch, Batch)
+        terms = distiller(batch.images, batch.labels)
+        n = len(batch.labels)
+        for name in ("ce", "kd", "at"):
+            sums[name] += float(terms[name]) * n
+        sums["loss"] += n * float(0.1 * terms["ce"] + 0.9 * terms["kd"] + 1000 * terms["at"])
+        sums["train_accuracy"] += int((terms.logits.argmax(1) == batch.labels).sum())
+    (row,) = rows(tmp_path)
+    for name, total in sums.items():
+        assert float(row[name]) == pytest.approx(total / 50, rel=1e-5), name
+    again.eval()
+    split = data.validation
+    logits = again(Normalization(data.mean, data.std)(split.images))  # type: ignore[union-attr]
+    assert float(row["validation_loss"]) == pytest.approx(
+        float(F.cross_entropy(logits, split.labels).detach()), rel=1e-5
+    )
+    assert float(row["validation_accuracy"]) == float((logits.argmax(1) == split.labels).double().mean())
+    assert float(row["images_per_second"]) > 0
+
+
+def test_metrics_and_tensorboard_tell_the_same(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run(tmp_path, epochs=4, validate_every=3)
+    written = rows(tmp_path)
+    assert list(written[0]) == [
+        *("epoch", "step", "learning_rate", "loss", "train_accuracy", "ce", "at", "kd"),
+        *("validation_accuracy", "validation_loss", "images_per_second"),
+    ]
+    assert [row["epoch"] for row in written] == ["1", "2", "3", "4"]
+    assert [row["step"] for row in written] == ["7", "14", "21", "28"]
+    assert [bool(row["validation_accuracy"]) for row in written] == [False, False, True, True]
+    assert [float(row["learning_rate"]) for row in written] == pytest.approx([0.05, 0.05, 0.01, 0.01 / 5])
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    for name in ("loss", "ce", "at", "kd", "validation_accuracy", "learning_rate", "images_per_second"):
+        points = [(e.step, e.value) for e in events.Scalars(name)]
+        assert points == [
+            (int(r["step"]), pytest.approx(float(r[name]), rel=1e-6)) for r in written if r[name]
+        ]
+
+
+# --- when it cannot go on -----------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_stops_training(tmp_path: Path) -> None:
+    class Exploding(torch.nn.Module):
+        """Not finite from the 11th training step on."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.calls = tiny_net(1), 0
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            self.calls += self.training
+            return self.net(images) * (float("inf") if self.calls > 10 else 1.0)
+
+    with pytest.raises(
+        TrainingStopped, match=r"loss term ce is not finite at step 10 \(epoch 2\); .* \(step 10\)"
+    ):
+        run(tmp_path, method="ce", student=Exploding())
+    assert RunFolder(tmp_path, {"verb": "distill", **FLOAT32}, resume=True).load_checkpoint()["step"] == 10  # type: ignore[index]
+    assert [row["epoch"] for row in rows(tmp_path)] == ["1"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        *("environment.json", "last.ckpt", "metrics.csv", "recipe.yaml", "tensorboard")
+    ]
+
+
+@pytest.mark.parametrize("every", [None, 2])
+def test_a_learning_rate_beyond_reason(tmp_path: Path, every: int | None) -> None:
+    with pytest.raises(TrainingStopped, match=r"is not finite .*a smaller learning_rate") as stopped:
+        run(tmp_path, method="kd", learning_rate=1e30, checkpoint_every=every)
+    saved = tmp_path / "last.ckpt"
+    if saved.exists():
+        assert "last good checkpoint" in str(stopped.value)
+        state = torch.load(saved, weights_only=True)
+        assert all(bool(torch.isfinite(t).all()) for t in state["student"].values())
+    else:
+        assert "there is no checkpoint yet" in str(stopped.value)
+    assert not (tmp_path / "result.json").exists()
+    assert not list(tmp_path.glob(".*.part"))
+
+
+# --- hardware -----------------------------------------------------------------------------------------------
+
+
+def test_precision(tmp_path: Path) -> None:
+    seen: dict[str, set[torch.dtype]] = {}
+    for precision in ("float32", "bf16", "auto"):
+        student = tiny_net(1)
+        seen[precision] = set()
+        hooks = {"head": lambda m, i, o, s=seen[precision]: s.add(o.dtype)}
+        run(tmp_path / precision, student=student, hooks=hooks, epochs=1, precision=precision)
+        assert all(p.dtype == torch.float32 for p in student.parameters())
+    assert seen["float32"] == {torch.float32}
+    assert seen["bf16"] == {torch.bfloat16}
+    assert seen["auto"] == {torch.bfloat16 if has_native_bf16("cpu") else torch.float32}
+    one, other = rows(tmp_path / "float32")[0], rows(tmp_path / "bf16")[0]
+    assert float(one["ce"]) == pytest.approx(float(other["ce"]), rel=0.05)
+
+
+def test_compiled_training_gives_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # the graph is captured as for any backend; to generate code as well would take half a minute
+    compiled = []
+    plain = torch.nn.Module.compile
+
+    def eager(self: torch.nn.Module, *args: Any, **options: Any) -> None:
+        compiled.append(type(self).__name__)
+        plain(self, *args, backend="aot_eager", **options)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", eager)
+    run(tmp_path / "off", student=tiny_net(1, dropout=0.0), epochs=2, compile="off")
+    assert not compiled
+    run(tmp_path / "on", student=tiny_net(1, dropout=0.0), epochs=2, compile="on")
+    assert compiled == ["TinyNet", "TinyNet"]
+    for one, other in zip(rows(tmp_path / "off"), rows(tmp_path / "on"), strict=True):
+        for name in ("ce", "at", "kd", "validation_loss"):
+            assert float(one[name]) == pytest.approx(float(other[name]), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"accelerator": "cudaa"}, {"accelerator": "tpu"}, {"devices": 0}, {"devices": "x"}]
+)
+def test_hardware_that_is_not_there(wrong: dict[str, Any]) -> None:
+    settings = Settings.of(**{**SETTINGS, **wrong})
+    with pytest.raises(InputError, match="cannot use accelerator="):
+        Device.of(settings)
+
+
+def test_augmentation_for_files_only() -> None:
+    settings = Settings.of(**SETTINGS, augmentation="resized-crop")
+    with pytest.raises(InputError, match="'resized-crop' is for folders of images"):
+        training_stream(tiny_data(), settings, Device.of(settings))
+
+
+def test_initial_weights_depend_on_the_seed_alone() -> None:
+    def weights(seed: int) -> torch.Tensor:
+        return jobs._seeded(seed, lambda: torch.nn.Linear(5, 5)).weight
+
+    torch.manual_seed(1)
+    first = weights(3)
+    after = torch.rand(1)
+    torch.manual_seed(1)
+    assert torch.equal(after, torch.rand(1))
+    assert torch.equal(first, weights(3))
+    assert not torch.equal(first, weights(4))

@@ -1,0 +1,468 @@
+"""The verbs from end to end, on data that takes seconds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from torch import nn
+
+import eyeline
+from eyeline.cli import main
+from eyeline.data.loaders import evaluation_batches
+from eyeline.data.sources import ImageData, MemorySplit, load_data
+from eyeline.data.views import Normalization
+from eyeline.distiller import Distiller
+from eyeline.errors import InputError
+from eyeline.settings import Settings
+from tiny import SETTINGS, TinyNet, tiny_data, tiny_net, tiny_split
+
+SHORT: dict[str, Any] = {**SETTINGS, "epochs": 2, "checkpoint_every": None, "precision": "float32"}
+SAMPLE: dict[str, Any] = {
+    "train_size": 60,
+    "batch_size": 20,
+    "epochs": 1,
+    "accelerator": "cpu",
+    "progress": False,
+}
+
+
+@pytest.fixture(scope="module")
+def small() -> ImageData:
+    """The first images of the sample, so that an evaluation takes no time."""
+    data = load_data("fashion_mnist_sample", Settings(train_size=100))
+    first = torch.arange(100)
+    assert data.test is not None
+    return dataclasses.replace(data, validation=data.validation.subset(first), test=data.test.subset(first))
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory, small: ImageData) -> Path:
+    out = tmp_path_factory.mktemp("teacher") / "run"
+    return eyeline.train("wrn_10_1", small, str(out), **{**SHORT, "batch_size": 25}).folder
+
+
+@pytest.fixture(scope="module")
+def sample_run(tmp_path_factory: pytest.TempPathFactory, teacher: Path) -> Path:
+    out = tmp_path_factory.mktemp("distilled") / "run"
+    return eyeline.distill("wrn_10_1", str(teacher), "fashion_mnist_sample", str(out), **SAMPLE).folder
+
+
+def figures(network: nn.Module, data: ImageData, split: MemorySplit) -> tuple[float, float]:
+    """Accuracy and cross entropy, computed plainly."""
+    images = Normalization(data.mean, data.std)(split.images)
+    with torch.no_grad():
+        logits = torch.cat([network(part) for part in images.split(50)]).double()
+    chosen = logits.log_softmax(1)[torch.arange(len(split)), split.labels]
+    return float((logits.argmax(1) == split.labels).double().mean()), float(-chosen.mean())
+
+
+# --- train and distill --------------------------------------------------------------------------------------
+
+
+def test_the_result_is_that_of_the_network_in_the_folder(teacher: Path, small: ImageData) -> None:
+    result, network = json.loads((teacher / "result.json").read_text()), eyeline.load(teacher)
+    assert not network.training
+    for name, split in (("validation", small.validation), ("test", small.test)):
+        accuracy, loss = figures(network, small, split)  # type: ignore[arg-type]
+        assert result[f"{name}_accuracy"] == accuracy
+        assert result[f"{name}_loss"] == pytest.approx(loss, rel=1e-4)
+    assert (result["kind"], result["verb"], result["method"], result["seed"]) == ("run", "train", "ce", 0)
+    assert result["model"] == {
+        "model": "wrn_10_1",
+        "parameters": sum(p.numel() for p in network.parameters()),
+    }
+    assert (result["data"]["train"], result["data"]["validation"], result["data"]["test"]) == (100, 100, 100)
+
+
+def test_the_attention_loss_is_that_of_the_loss(sample_run: Path, teacher: Path) -> None:
+    result = json.loads((sample_run / "result.json").read_text())
+    data = load_data("fashion_mnist_sample")
+    distiller = Distiller(eyeline.load(sample_run), eyeline.load(teacher), "at").eval()
+    total = 0.0
+    for batch in evaluation_batches(data.validation, Normalization(data.mean, data.std), batch_size=250):
+        with torch.no_grad():
+            total += float(distiller(batch.images, batch.labels)["at"]) * len(batch.labels)
+    # the run may have been evaluated in bfloat16
+    assert result["attention_loss"] == pytest.approx(total / len(data.validation), rel=0.02)
+    assert result["layers"] == [["group1", "group1"], ["group2", "group2"], ["group3", "group3"]]
+    assert result["teacher"]["model"] == str(teacher)
+
+
+def test_a_recipe_repeats_its_run(tmp_path: Path, sample_run: Path) -> None:
+    again = tmp_path / "again"
+    assert main(["distill", "--config", str(sample_run / "recipe.yaml"), "--out", str(again)]) == 0
+    for name in ("student.safetensors", "result.json", "model.json", "recipe.yaml"):
+        assert (again / name).read_bytes() == (sample_run / name).read_bytes(), name
+
+
+def test_the_files_of_a_run(sample_run: Path) -> None:
+    assert sorted(p.name for p in sample_run.iterdir()) == [
+        *("environment.json", "metrics.csv", "model.json", "recipe.yaml", "result.json"),
+        *("student.safetensors", "tensorboard"),
+    ]
+    environment = json.loads((sample_run / "environment.json").read_text())
+    assert environment["versions"]["eyeline"] == eyeline.__version__
+    assert environment["versions"]["torch"]
+    recipe = yaml.safe_load((sample_run / "recipe.yaml").read_text())
+    assert recipe["method"]["at"]["weight"] == 1000
+    assert set(recipe) == {
+        *("student", "teacher", "data", "method", "layers", "student_weights", "teacher_weights"),
+        *(f.name for f in dataclasses.fields(Settings)),
+    }
+
+
+def test_a_loaded_network_answers_for_images_as_they_come(teacher: Path, small: ImageData) -> None:
+    network = eyeline.load(str(teacher))
+    assert network.classes == small.classes
+    assert isinstance(small.test, MemorySplit)
+    pixels = small.test.images[:4]
+    pictures = [Image.fromarray(p[0].numpy()) for p in pixels]
+    expected = network(Normalization(small.mean, small.std)(pixels))
+    preprocess: Any = network.preprocess
+    assert torch.equal(network(preprocess(pixels)), expected)
+    assert torch.equal(network(preprocess(pictures)), expected)
+    assert torch.equal(network(preprocess(pictures[0].convert("RGB"))), network(preprocess(pixels[:1])))
+
+
+def test_python_objects(tmp_path: Path) -> None:
+    data, student = tiny_data(), tiny_net(1)
+    before = {n: t.clone() for n, t in student.state_dict().items()}
+    run = eyeline.distill(student, tiny_net(2), data, str(tmp_path / "run"), **SHORT)
+    assert all(torch.equal(t, before[n]) for n, t in student.state_dict().items())  # a copy was trained
+    with pytest.raises(InputError, match=r"trained from a Python object; give it: eyeline\.load\("):
+        run.load()
+    network = eyeline.load(run.folder, model=tiny_net(7))
+    assert isinstance(data.test, MemorySplit)
+    accuracy, loss = figures(network, data, data.test)
+    assert run.result["test_accuracy"] == accuracy
+    assert run.result["test_loss"] == pytest.approx(loss, rel=1e-4)
+    made = eyeline.distill(lambda: tiny_net(1), tiny_net(2), data, str(tmp_path / "made"), **SHORT)
+    assert made.result["test_loss"] == run.result["test_loss"]
+
+
+def test_a_run_starts_from_another(tmp_path: Path, teacher: Path, small: ImageData) -> None:
+    weights = teacher / "model.safetensors"
+    options: dict[str, Any] = {**SHORT, "epochs": 1, "learning_rate": 1e-30, "weight_decay": 0.0}
+    one = eyeline.train(str(teacher), small, str(tmp_path / "one"), **options)
+    other = eyeline.train("wrn_10_1", small, str(tmp_path / "other"), weights=str(weights), **options)
+    ours, theirs, source = (
+        one.load().state_dict(),
+        other.load().state_dict(),
+        eyeline.load(teacher).state_dict(),
+    )
+    for name, tensor in source.items():
+        assert torch.equal(ours[name], theirs[name])
+        if name.endswith("conv.weight"):
+            assert torch.equal(ours[name], tensor)
+    with pytest.raises(InputError, match="pretrained is for a network given by name"):
+        eyeline.train(str(teacher), small, str(tmp_path / "x"), pretrained=True)
+
+
+def test_a_run_that_is_needed_is_not_overwritten(teacher: Path, small: ImageData) -> None:
+    before = sorted(teacher.iterdir())
+    for out in (teacher, teacher.parent):
+        with pytest.raises(
+            InputError, match=r"is to be overwritten, but .* is needed|holds files that are no run"
+        ):
+            eyeline.distill("wrn_10_1", str(teacher), small, str(out), overwrite=True, **SHORT)
+    assert sorted(teacher.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"student": "wrn_10_9x"}, "unknown model"),
+        ({"method": "atk"}, "unknown loss 'atk'"),
+        ({"layers": ["groop1"]}, r"unknown layer .*'groop1'; did you mean 'group1'"),
+        ({"teacher": "wrn_10_1"}, "no trained weights are published for wrn_10_1; give a run folder"),
+        ({"teacher": TinyNet()}, "3 classes|answers"),
+        ({"epochs": 0}, "epochs is 0; expected a whole number of at least 1"),
+        ({"epoch": 1}, "unknown setting 'epoch'; did you mean 'epochs'"),
+        ({"student": 3}, "model is 3; expected a name, a run folder"),
+        ({"accelerator": "abacus"}, "cannot use accelerator='abacus'"),
+        ({"augmentation": "resized-crop"}, "'resized-crop' is for folders of images"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_mistakes_show_before_anything_is_made(
+    tmp_path: Path, teacher: Path, small: ImageData, change: dict[str, Any], message: str
+) -> None:
+    given = {
+        "student": "wrn_10_1",
+        "teacher": str(teacher),
+        "data": small,
+        "out": str(tmp_path / "run"),
+        **SHORT,
+    }
+    with pytest.raises(InputError, match=message):
+        eyeline.distill(**{**given, **change})
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["model.json", "model.safetensors"])
+def test_a_damaged_run_cannot_be_loaded(tmp_path: Path, teacher: Path, name: str) -> None:
+    for file in ("model.json", "model.safetensors"):
+        (tmp_path / file).write_bytes((teacher / file).read_bytes())
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match=r"damaged|truncated"):
+        eyeline.load(tmp_path)
+    (tmp_path / "model.json").write_text("{}")
+    with pytest.raises(InputError, match=r"model\.json is damaged, or of another version"):
+        eyeline.load(tmp_path)
+    with pytest.raises(InputError, match="does not exist; expected a finished run"):
+        eyeline.load(tmp_path / "nowhere")
+
+
+def test_a_folder_of_images(tmp_path: Path) -> None:
+    """Trained, loaded, and the test accuracy found again with the network's own preprocessing."""
+    for label, name in enumerate(("dark", "light")):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(20):
+            pixels = np.random.RandomState(20 * label + i).randint(0, 100, (40 + i, 48, 3)) + 150 * label
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "images" / name / f"{i}.png")
+    options: dict[str, Any] = {**SHORT, "image_size": 32, "workers": 0}
+    run = eyeline.train("wrn_10_1", f"folder:{tmp_path / 'images'}", str(tmp_path / "run"), **options)
+    network, data = run.load(), load_data(f"folder:{tmp_path / 'images'}")
+    assert network.classes == ("dark", "light")
+    assert data.test is not None
+    preprocess: Any = network.preprocess
+    with torch.no_grad():
+        logits = network(preprocess([data.test.load(i) for i in range(len(data.test))]))  # type: ignore[union-attr]
+    expected = torch.nn.functional.cross_entropy(logits, data.test.labels)
+    assert run.result["test_loss"] == pytest.approx(float(expected), rel=1e-4)
+
+
+# --- study --------------------------------------------------------------------------------------------------
+
+
+def study(out: Path, **changes: Any) -> eyeline.api.Run:
+    given = {
+        "student": TinyNet,
+        "teacher": tiny_net(2),
+        "data": tiny_data(),
+        "methods": ["kd", "at"],
+        "seeds": 2,
+    }
+    return eyeline.study(**{**given, "out": str(out), **SHORT, **changes})
+
+
+@pytest.fixture(scope="module")
+def studied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return study(tmp_path_factory.mktemp("study") / "s").folder
+
+
+def test_study_json(studied: Path) -> None:
+    content = json.loads((studied / "study.json").read_text())
+    assert (content["kind"], content["verb"], content["baseline"]) == ("study", "study", "ce")
+    assert content["recipe"]["seeds"] == [0, 1]
+    assert content["environment"]["versions"]["eyeline"]
+    assert {k: content["data"][k] for k in ("name", "classes", "train", "validation", "test")} == {
+        **{"name": "tiny", "classes": ["a", "b", "c"]},
+        **{"train": 50, "validation": 21, "test": 20},
+    }
+    assert content["student"] == {
+        "model": "TinyNet",
+        "parameters": sum(p.numel() for p in TinyNet().parameters()),
+    }
+    assert set(content["teacher"]) == {
+        *("model", "parameters", "test_accuracy", "train_accuracy", "train_loss", "test_loss")
+    }
+    assert [entry["method"] for entry in content["methods"]] == ["ce", "kd", "at"]
+    baseline = [run["test_accuracy"] for run in content["methods"][0]["runs"]]
+    for entry in content["methods"]:
+        assert [run["seed"] for run in entry["runs"]] == [0, 1]
+        for seed, run in enumerate(entry["runs"]):
+            assert run["run"] == f"{entry['method']}/seed-{seed}"
+            result = json.loads((studied / run["run"] / "result.json").read_text())
+            for name in (
+                "train_loss",
+                "train_accuracy",
+                "attention_loss",
+                "validation_accuracy",
+                "test_accuracy",
+            ):
+                assert run[name] == result[name] is not None
+                values = [r[name] for r in entry["runs"]]
+                assert entry["summary"][name]["mean"] == pytest.approx(np.mean(values))
+                assert entry["summary"][name]["std"] == pytest.approx(np.std(values, ddof=1))
+        if entry["method"] == "ce":
+            assert "difference" not in entry
+            continue
+        difference = entry["difference"]
+        expected = np.mean([r["test_accuracy"] - b for r, b in zip(entry["runs"], baseline, strict=True)])
+        assert difference["mean"] == pytest.approx(expected)
+        assert difference["low"] <= difference["mean"] <= difference["high"]
+        assert difference["seeds"] == 2
+    assert Image.open(studied / "attention.png").format == "PNG"
+
+
+def test_a_study_starts_every_method_from_the_same_weights(tmp_path: Path, monkeypatch: Any) -> None:
+    started: dict[tuple[str, int], torch.Tensor] = {}
+    fit = eyeline.jobs.fit  # type: ignore[attr-defined]
+
+    def recorded(distiller: Distiller, data: Any, settings: Settings, folder: Any, **options: Any) -> Any:
+        start = torch.cat([p.detach().flatten().clone() for p in distiller.student.parameters()])
+        started[(options["label"].partition(",")[0], settings.seed)] = start
+        return fit(distiller, data, settings, folder, **options)
+
+    monkeypatch.setattr("eyeline.jobs.fit", recorded)
+    study(tmp_path / "s", epochs=1, seeds=[3, 8], methods={"soft": "kd", "look": {"at": {"weight": 10}}})
+    assert set(started) == {(m, s) for m in ("ce", "soft", "look") for s in (3, 8)}
+    for seed in (3, 8):
+        assert torch.equal(started[("ce", seed)], started[("soft", seed)])
+        assert torch.equal(started[("ce", seed)], started[("look", seed)])
+    assert not torch.equal(started[("ce", 3)], started[("ce", 8)])
+
+
+def test_a_study_goes_on_without_repeating(tmp_path: Path, studied: Path, monkeypatch: Any) -> None:
+    class CutOff(BaseException):
+        pass
+
+    fit, done = eyeline.jobs.fit, 0  # type: ignore[attr-defined]
+
+    def counted(*args: Any, **options: Any) -> Any:
+        nonlocal done
+        done += 1
+        if done == 4:
+            raise CutOff
+        return fit(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("eyeline.jobs.fit", counted)
+        with pytest.raises(CutOff):
+            study(tmp_path / "s")
+    finished = {p: p.stat().st_mtime_ns for p in (tmp_path / "s").glob("*/*/result.json")}
+    assert len(finished) == 3
+    assert not (tmp_path / "s" / "study.json").exists()
+    study(tmp_path / "s", resume=True)
+    assert {p: p.stat().st_mtime_ns for p in finished} == finished
+    ours, theirs = (json.loads((f / "study.json").read_text()) for f in (tmp_path / "s", studied))
+    assert ours["methods"] == theirs["methods"]
+
+
+def test_a_study_of_networks_without_common_layers_has_no_picture(tmp_path: Path) -> None:
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(144, 3)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.head(images.flatten(1))
+
+    run = study(tmp_path / "s", student=Flat, methods=["kd"], seeds=1, epochs=1)
+    assert run.result["methods"][1]["difference"]["low"] is None
+    assert not (tmp_path / "s" / "attention.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seeds": 0}, "seeds are 0; expected"),
+        ({"seeds": [1, 1]}, "expected a number of at least 1, or different seeds"),
+        ({"methods": ["kd", "kd"]}, "name one method twice"),
+        ({"methods": ["kdd"]}, "unknown loss 'kdd'; did you mean 'kd'"),
+        ({"methods": {"a b": "kd", "a/b": "at"}}, "have names that make one folder"),
+    ],
+    ids=str,
+)
+def test_a_study_that_cannot_be(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        study(tmp_path / "s", **change)
+    assert not (tmp_path / "s").exists()
+
+
+def test_the_page_of_a_study(studied: Path) -> None:
+    page = eyeline.report(studied)  # also the name of a package, which is imported by now
+    assert page == studied / "report.html"
+    assert "</html>" in page.read_text(encoding="utf-8")
+
+
+# --- look ---------------------------------------------------------------------------------------------------
+
+
+def test_look(tmp_path: Path, teacher: Path, monkeypatch: Any) -> None:
+    (tmp_path / "images").mkdir()
+    for i in range(3):
+        pixels = np.random.RandomState(i).randint(0, 255, (50, 40, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{i}.png")
+    tensor = torch.randint(0, 255, (3, 1, 28, 28), dtype=torch.uint8)
+    sources = ["fashion_mnist_sample", str(tmp_path / "images"), str(tmp_path / "images" / "1.png"), tensor]
+    heights = []
+    for number, images in enumerate(sources):
+        out = eyeline.look(
+            str(teacher), images, str(tmp_path / "new" / f"{number}.png"), count=2, maps=["sum^2"]
+        )
+        picture = Image.open(out)
+        assert picture.format == "PNG"
+        assert len(np.unique(np.asarray(picture))) > 50
+        heights.append(picture.height)
+    assert heights[0] == heights[1] == heights[3] > heights[2]  # two images, one
+    monkeypatch.chdir(tmp_path)
+    assert main(["look", str(teacher), "images", "--maps", "sum^1,max^4", "--layers", "group2"]) == 0
+    assert Image.open("look.png").format == "PNG"
+
+
+def test_look_leaves_the_network_as_it_was(tmp_path: Path) -> None:
+    network = tiny_net(1).train()
+    before = {n: t.clone() for n, t in network.state_dict().items()}
+    eyeline.look(network, tiny_split(3, 0).images, str(tmp_path / "a.png"), layers=["low", "high"])
+    assert network.training
+    assert not network.low._forward_hooks
+    assert all(torch.equal(t, before[n]) for n, t in network.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"maps": ["sum^0.5"]}, r"map function 'sum\^0\.5'; expected sum\^P or max\^P"),
+        ({"count": 0}, "count is 0; expected"),
+        ({"images": "nowhere"}, "unknown data set 'nowhere'"),
+        ({"layers": ["lo"]}, "unknown layer"),
+        ({"model": 3}, "model is 3; expected a name"),
+        ({"images": torch.zeros(1, 3, 8, 8)}, "expected uint8"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_look_at_what_cannot_be(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    given = {"model": tiny_net(1), "images": tiny_split(2, 0).images, "out": str(tmp_path / "a.png")}
+    with pytest.raises(InputError, match=message):
+        eyeline.look(**{**given, **change})
+    assert not (tmp_path / "a.png").exists()
+
+
+# --- several processes --------------------------------------------------------------------------------------
+
+
+def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
+    """Through the command line; batch norm sees the half of a batch that each process has."""
+    words = [f"--{name}={value}" for name, value in {**SAMPLE, "epochs": 2, "precision": "float32"}.items()]
+    command = [sys.executable, "-m", "eyeline", "train", "wrn_10_1", "fashion_mnist_sample", *words]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "--devices=2", f"--out={tmp_path / 'two'}"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("test accuracy") == 1
+    options: dict[str, Any] = {**SAMPLE, "epochs": 2, "precision": "float32"}
+    one = eyeline.train("wrn_10_1", "fashion_mnist_sample", str(tmp_path / "one"), **options)
+    two = json.loads((tmp_path / "two" / "result.json").read_text())
+    assert two["train_loss"] == pytest.approx(one.result["train_loss"], rel=0.03)
+    assert two["train_loss"] != one.result["train_loss"]
+    assert not list((tmp_path / "two").glob("*.ckpt"))
