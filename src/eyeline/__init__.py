@@ -55,11 +55,16 @@ if TYPE_CHECKING:
 class _RegisterWithTimm(importlib.abc.MetaPathFinder):
     """Makes our networks known to timm as soon as anybody imports timm; does not import it itself."""
 
+    asking = False
+
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
-        if fullname != "timm" or self not in sys.meta_path:
+        if fullname != "timm" or self.asking:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
+        self.asking = True  # the finders after this one
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            self.asking = False
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
