@@ -5,12 +5,12 @@ from __future__ import annotations
 import base64
 import io
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor
@@ -50,7 +50,9 @@ def attention_grid(
         for stage, tensor in zip(blocks, each, strict=True):
             _check(images, tensor, f"{name}, {stage}")
 
-    canvas = _Canvas([1.0] * len(images), [1.0, *([_GAP] + [1.0] * len(maps)) * depth], images, rows, top=0.62)
+    canvas = _Canvas(
+        [1.0] * len(images), [1.0, *([_GAP] + [1.0] * len(maps)) * depth], images, rows, top=0.62
+    )
     for n, picture in enumerate(images):
         canvas.image(n, 0, picture, rows[n])
         for b in range(depth):
@@ -74,7 +76,7 @@ def look_figure(
     row_labels: Sequence[str] | None = None,
     out: str | Path | None = None,
 ) -> Figure:
-    """Where the layers of one network look: for every image a block with a row a layer, a column a map function.
+    """Where the layers of one network look: for every image a row a layer, a column a map function.
 
     Maps are drawn as in ``attention_grid``. images: uint8 ``[N, C, H, W]``, C is 1 or 3.
     maps: layer -> map function -> ``[N, h, w]`` >= 0. row_labels: N names of the images.
@@ -86,19 +88,24 @@ def look_figure(
     names = _labels("row_labels", row_labels, len(images), "")
     for layer, each in maps.items():
         if list(each) != functions:
-            raise InputError(f"maps: layer {layer!r} has {list(each)}; expected {functions}, as in the others")
+            raise InputError(
+                f"maps: layer {layer!r} has {list(each)}; expected {functions}, as in the others"
+            )
         for function, tensor in each.items():
             _check(images, tensor, f"{layer}, {function}")
 
     depth = len(maps)
-    layers = [f"{layer}\n{each[functions[0]].shape[1]} × {each[functions[0]].shape[2]}" for layer, each in maps.items()]
+    layers = [
+        f"{layer}\n{each[functions[0]].shape[1]} × {each[functions[0]].shape[2]}"
+        for layer, each in maps.items()
+    ]
     heights = ([1.0] * depth + [_GAP]) * len(images)
     label_width = _room(layers)
     canvas = _Canvas(heights[:-1], [1.0, label_width] + [1.0] * len(functions), images, names, top=0.34)
     for n, picture in enumerate(images):
         top = n * (depth + 1)
         canvas.image(top, 0, picture, names[n])
-        for row, (layer, each) in enumerate(maps.items()):
+        for row, each in enumerate(maps.values()):
             for k, function in enumerate(functions):
                 canvas.map(top + row, 2 + k, each[function][n])
             canvas.row_label(top + row, 2, layers[row])
@@ -111,18 +118,23 @@ def look_figure(
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
-    """Save a figure as PNG, whole or not at all: written beside its place, then moved there."""
+    """Save a figure as PNG, whole or not at all."""
+    return write_atomically(path, _png(figure))
+
+
+def write_atomically(path: str | Path, content: bytes) -> Path:
+    """Write a file beside its place, then move it there: the file is always whole, the old one or the new.
+
+    Raises OSError when the folder cannot be written; the old file is kept then.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")  # a name that run folders tidy away
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(_png(figure))
-        os.chmod(temporary, 0o644)  # mkstemp makes it private
+        temporary.write_bytes(content)
         os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    finally:
+        temporary.unlink(missing_ok=True)
     return path
 
 
@@ -143,12 +155,14 @@ def _labels(name: str, given: Sequence[str] | None, expected: int, default: str)
         return [default.format(i + 1) for i in range(expected)]
     if len(given) != expected:
         raise InputError(f"{name}: {len(given)} given, expected {expected}")
-    return [str(label).replace("$", r"\$") for label in given]  # matplotlib would read $...$ as mathematics
+    return [str(label) for label in given]
 
 
 def _check(images: Tensor, map_: Tensor, name: str) -> None:
-    if images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise InputError(f"images: shape {list(images.shape)}; expected [N, C, H, W] with C 1 or 3")
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or images.dtype != torch.uint8:
+        raise InputError(
+            f"images: {images.dtype} {list(images.shape)}; expected uint8 [N, C, H, W] with C 1 or 3"
+        )
     if map_.ndim != 3 or len(map_) != len(images):
         raise InputError(f"map of {name}: shape {list(map_.shape)}; expected [{len(images)}, h, w]")
 
@@ -163,12 +177,23 @@ class _Canvas:
     """A figure of equal cells at exact places: ``heights`` and ``widths`` in cells, gaps included."""
 
     def __init__(
-        self, heights: Sequence[float], widths: Sequence[float], images: Tensor, labels: Sequence[str], top: float
+        self,
+        heights: Sequence[float],
+        widths: Sequence[float],
+        images: Tensor,
+        labels: Sequence[str],
+        top: float,
     ) -> None:
         self.tall = _CELL * min(max(images.shape[2] / images.shape[3], 0.4), 2.5)
-        left, edge, inner = _room(labels), 0.06, 0.04
-        self.size = (left + sum(widths) * _CELL + edge, top + sum(heights) * self.tall + edge)
+        left, edge, bottom, inner = _room(labels), 0.06, 0.32, 0.04
+        self.size = (left + sum(widths) * _CELL + edge, top + sum(heights) * self.tall + bottom)
         self.figure = Figure(figsize=self.size)
+        self.text(
+            left + inner / 2,
+            0.1,
+            "Each map from its own lowest value (dark) to its highest (bright).",
+            size=7.5,
+        )
         self.x = [left + _CELL * sum(widths[:i]) for i in range(len(widths) + 1)]
         self.y = [self.size[1] - top - self.tall * sum(heights[:i]) for i in range(len(heights) + 1)]
         self.inner = inner
@@ -190,7 +215,11 @@ class _Canvas:
     def image(self, row: int, column: int, picture: Tensor, label: str) -> None:
         pixels = picture.permute(1, 2, 0).cpu().numpy()
         self.cell(row, column).imshow(
-            pixels.squeeze(-1) if pixels.shape[2] == 1 else pixels, cmap="gray", vmin=0, vmax=255, aspect="auto"
+            pixels.squeeze(-1) if pixels.shape[2] == 1 else pixels,
+            cmap="gray",
+            vmin=0,
+            vmax=255,
+            aspect="auto",
         )
         self.row_label(row, column, label)
 
@@ -199,31 +228,35 @@ class _Canvas:
         # a map without contrast is drawn dark, not as noise blown up
         low, high = float(np.nanmin(shown)), float(np.nanmax(shown))
         self.cell(row, column).imshow(
-            shown, cmap=COLORMAP, vmin=low, vmax=high if high > low else low + 1, interpolation="nearest", aspect="auto"
+            shown,
+            cmap=COLORMAP,
+            vmin=low,
+            vmax=high if high > low else low + 1,
+            interpolation="nearest",
+            aspect="auto",
         )
 
     def row_label(self, row: int, column: int, text: str) -> None:
-        x, y = self.x[column] - 0.08, self.y[row] - self.tall / 2
-        self.figure.text(
-            x / self.size[0], y / self.size[1], text, ha="right", va="center", fontsize=8.5, color=_INK
+        self.text(
+            self.x[column] - 0.08, self.y[row] - self.tall / 2, text, color=_INK, ha="right", va="center"
         )
+
+    def text(
+        self, x: float, y: float, text: str, size: float = 8.5, color: str = _MUTED, **options: Any
+    ) -> None:
+        """Write at a place given in inches; a dollar sign stays one, instead of opening mathematics."""
+        width, height = self.size
+        self.figure.text(x / width, y / height, text, fontsize=size, color=color, parse_math=False, **options)
 
     def heading(self, first: int, last: int, text: str, level: int = 0) -> None:
         """A heading above the columns ``first`` to ``last``; level 1 stands higher, over a rule."""
         x0, x1 = self.x[first] + self.inner / 2, self.x[last] + _CELL - self.inner / 2
         y = self.y[0] + 0.05 + 0.26 * level
+        if not level:
+            self.text((x0 + x1) / 2, y, text, ha="center")
+            return
+        self.text((x0 + x1) / 2, y + 0.06, text, 9.5, _INK, ha="center", fontweight="bold")
         width, height = self.size
-        self.figure.text(
-            (x0 + x1) / 2 / width,
-            (y + 0.03 * level) / height,
-            text,
-            ha="center",
-            va="bottom",
-            fontsize=9.5 if level else 8.5,
-            color=_INK if level else _MUTED,
-            fontweight="bold" if level else "normal",
+        self.figure.add_artist(
+            Line2D([x0 / width, x1 / width], [y / height, y / height], color=_MUTED, linewidth=0.8)
         )
-        if level:
-            self.figure.add_artist(
-                Line2D([x0 / width, x1 / width], [y / height, y / height], color=_MUTED, linewidth=0.8)
-            )

@@ -26,6 +26,7 @@ HEADINGS = (
     "difference, points",
 )
 Verdict = Literal["better", "worse", "not significant", "no interval", ""]
+UNDECIDED = ("not significant", "no interval")
 
 
 class Row(NamedTuple):
@@ -103,11 +104,11 @@ def percent(value: object) -> str:
 
 
 def loss(value: object) -> str:
-    """A loss with three significant digits; below 0.001 as a power of ten."""
+    """A loss with three significant digits, below 0.01 as a power of ten: 0.0352 and "2.1e-4"."""
     x = number(value)
     if x is None:
         return MISSING
-    return f"{x:.1e}" if 0 < abs(x) < 1e-3 else f"{x:#.3g}".rstrip(".")
+    return f"{x:.1e}".replace("e-0", "e-") if 0 < abs(x) < 1e-2 else f"{x:#.3g}".rstrip(".")
 
 
 def count(value: object) -> str:
@@ -122,7 +123,7 @@ def count(value: object) -> str:
 
 
 def points(*fractions: float) -> list[str]:
-    """Differences of accuracies as signed percentage points, with a second decimal where one would read as 0.0."""
+    """Differences of accuracies as signed percentage points; two decimals where one would read as 0.0."""
     digits = 2 if any(0 < abs(100 * x) < 0.05 for x in fractions) else 1
     return [f"{100 * x:+.{digits}f}".replace("-", "−") for x in fractions]
 
@@ -205,13 +206,6 @@ def plural(amount: int, noun: str) -> str:
     return f"{amount:,} {noun}" + ("" if amount == 1 else "s")
 
 
-def setting(study: Mapping[str, Any], name: str) -> Any:
-    """A setting of the recipe, whether it lies there directly or under "settings"."""
-    recipe = study["recipe"]
-    nested = recipe.get("settings")
-    return recipe.get(name, nested.get(name) if isinstance(nested, dict) else None)
-
-
 def protocol(study: Mapping[str, Any]) -> str:
     """One line that says how the figures of the table came about."""
     data = study["data"]
@@ -220,8 +214,8 @@ def protocol(study: Mapping[str, Any]) -> str:
         if isinstance(data.get(key), int):
             parts.append(plural(data[key], f"{text} image"))
     parts.append(plural(seeds(study), "seed"))
-    if isinstance(setting(study, "epochs"), int):
-        parts.append(plural(setting(study, "epochs"), "epoch"))
+    if isinstance(epochs := study["recipe"].get("epochs"), int):
+        parts.append(plural(epochs, "epoch"))
     return (
         ", ".join(parts) + ". Means over seeds; ±: standard deviation over seeds. "
         "Difference: test accuracy minus that of the student alone, paired by seed, "
@@ -230,7 +224,7 @@ def protocol(study: Mapping[str, Any]) -> str:
 
 
 def study_table(study: Mapping[str, Any]) -> Table:
-    """The table of a study for the terminal; it reads well from 80 columns on."""
+    """The table of a study for the terminal, from 80 columns on; print ``protocol(study)`` below it."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -239,9 +233,7 @@ def study_table(study: Mapping[str, Any]) -> Table:
         box=box.SIMPLE_HEAD,
         show_edge=False,
         pad_edge=False,
-        padding=(0, 2, 0, 0),
-        caption=Text(protocol(study)),
-        caption_justify="left",
+        padding=(0, 1, 0, 0),
     )
     for heading in HEADINGS:
         first, last = heading == HEADINGS[0], heading == HEADINGS[-1]
@@ -255,7 +247,7 @@ def study_table(study: Mapping[str, Any]) -> Table:
         )
     styles = {"better": "green", "worse": "red"}
     for row in study_rows(study):
-        note = f"\n{row.verdict}" if row.verdict in ("not significant", "no interval") else ""
+        note = f"\n{row.verdict}" if row.verdict in UNDECIDED else ""
         last_cell = Text(row.difference + note, style=styles.get(row.verdict, ""))
         table.add_row(*map(Text, row[:-2]), last_cell)
     return table
@@ -265,7 +257,7 @@ def study_markdown(study: Mapping[str, Any]) -> str:
     """The table of a study as markdown, with the protocol below it."""
     lines = ["| " + " | ".join(HEADINGS) + " |", "|:--" + "|--:" * (len(HEADINGS) - 2) + "|:--|"]
     for row in study_rows(study):
-        note = f", {row.verdict}" if row.verdict in ("not significant", "no interval") else ""
+        note = f", {row.verdict}" if row.verdict in UNDECIDED else ""
         cells = (*row[:-2], row.difference + note)
         lines.append("| " + " | ".join(map(_markdown, cells)) + " |")
     return "\n".join(lines) + f"\n\n{_markdown(protocol(study))}\n"

@@ -1,0 +1,212 @@
+"""The table of a study: what every cell says, that nothing is cut at 80 columns, that weak results show."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from eyeline.errors import InputError
+from eyeline.report import tables
+from eyeline.report.tables import (
+    MISSING,
+    count,
+    display_name,
+    loss,
+    points,
+    protocol,
+    read_study,
+    study_markdown,
+    study_rows,
+    study_table,
+)
+
+
+def _printed(study: dict[str, Any], width: int = 80) -> str:
+    console = Console(width=width, record=True, color_system=None, file=io.StringIO())
+    console.print(study_table(study))
+    return console.export_text()
+
+
+def _entry(study: dict[str, Any], method: str) -> dict[str, Any]:
+    return next(entry for entry in study["methods"] if entry["method"] == method)
+
+
+def test_order_is_teacher_student_alone_methods(study: dict[str, Any]) -> None:
+    study["methods"].reverse()  # wherever the baseline stands in the file
+    assert [row.method for row in study_rows(study)] == ["teacher", "student alone", "SP", "AT", "KD"]
+
+
+def test_cells_say_what_the_study_says(study: dict[str, Any]) -> None:
+    entry = _entry(study, "at")
+    entry["summary"]["test_accuracy"] = {"mean": 0.7594, "std": 0.0042}
+    entry["summary"]["train_accuracy"]["mean"] = 0.998
+    entry["summary"]["train_loss"]["mean"] = 0.0183
+    entry["summary"]["attention_loss"]["mean"] = 2.14e-4
+    entry["difference"] = {"mean": 0.0181, "low": 0.0092, "high": 0.0270, "seeds": 5}
+    row = next(row for row in study_rows(study) if row.method == "AT")
+    assert row == ("AT", "175 k", "0.0183", "99.8", "2.1e-4", "75.9 ± 0.4", "+1.8 [+0.9, +2.7]", "better")
+    teacher = study_rows(study)[0]
+    assert teacher == ("teacher", "691 k", "0.0561", "98.2", MISSING, "93.4", MISSING, "")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0.001, 0.02, "better"),
+        (-0.02, -0.001, "worse"),
+        (-0.001, 0.02, "not significant"),
+        (0.0, 0.02, "not significant"),  # the interval contains its ends
+        (-0.02, 0.0, "not significant"),
+        (None, None, "no interval"),
+        (math.nan, math.nan, "no interval"),
+    ],
+)
+def test_verdict(study: dict[str, Any], low: float | None, high: float | None, expected: str) -> None:
+    _entry(study, "at")["difference"] = {"mean": 0.01, "low": low, "high": high, "seeds": 5}
+    assert next(row for row in study_rows(study) if row.method == "AT").verdict == expected
+    undecided = expected in ("not significant", "no interval")
+    assert (expected in study_markdown(study).split("\n\n")[0].split("| AT |")[1].split("\n")[0]) == undecided
+
+
+def test_terminal_table_at_80_columns_cuts_nothing(study: dict[str, Any]) -> None:
+    text = _printed(study)
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
+    for row in study_rows(study):
+        line = next(line for line in text.splitlines() if line.startswith(row.method))
+        assert line.split() == " ".join(row[:-1]).split()  # every cell whole and on one line
+    assert text.count("not significant") == 1  # SP
+
+
+def test_terminal_table_keeps_long_names_and_wide_intervals_whole(study: dict[str, Any]) -> None:
+    _entry(study, "at")["method"] = "a-method-with-a-very-long-name-indeed"
+    _entry(study, "kd")["difference"] = {"mean": -0.1234, "low": -0.2345, "high": -0.1111, "seeds": 5}
+    text = _printed(study)
+    assert "…" not in text
+    assert "−12.3" in text
+    assert "−11.1" in text
+    first = "".join(re.split(r"  +|\d", line)[0].strip() for line in text.splitlines())
+    assert "A-METHOD-WITH-A-VERY-LONG-NAME-INDEED" in first
+
+
+def test_markup_in_a_method_name_is_shown_as_it_is(study: dict[str, Any]) -> None:
+    _entry(study, "at")["method"] = "[red]x"
+    assert "[RED]X" in _printed(study)
+
+
+def test_markdown_escapes_and_has_as_many_cells_in_every_line(study: dict[str, Any]) -> None:
+    _entry(study, "at")["method"] = "<script>|x"
+    table, below = study_markdown(study).split("\n\n")
+    assert "<script>" not in table.lower()
+    assert "&lt;SCRIPT&gt;\\|X" in table
+    cells = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
+    assert cells == {len(tables.HEADINGS) + 1}
+    assert below.strip() == protocol(study)
+
+
+def test_protocol_names_data_seeds_epochs(study: dict[str, Any]) -> None:
+    text = protocol(study)
+    assert text.startswith("fashion_mnist_sample, 500 labelled training images, 1,000 validation images, ")
+    assert "5,000 test images, 5 seeds, 60 epochs" in text
+    assert "\n" not in text
+
+
+def test_one_seed_has_no_spread_and_no_interval(study_maker: Callable[..., Path], tmp_path: Path) -> None:
+    study = read_study(study_maker(tmp_path, seeds=1))
+    for row in study_rows(study)[2:]:
+        assert "±" not in row.test_accuracy
+        assert "[" not in row.difference
+        assert row.verdict == "no interval"
+    assert "1 seed," in protocol(study)
+
+
+def test_missing_figures_are_an_en_dash(study: dict[str, Any]) -> None:
+    entry = _entry(study, "at")
+    del entry["difference"]
+    entry["summary"] = {}
+    for run in entry["runs"]:
+        run.update(test_accuracy=None, train_loss=math.nan, attention_loss=None, train_accuracy=math.inf)
+    study["teacher"] = {"model": "x"}
+    row = next(row for row in study_rows(study) if row.method == "AT")
+    assert row == ("AT", "175 k", MISSING, MISSING, MISSING, MISSING, MISSING, "")
+    assert study_rows(study)[0] == ("teacher", *[MISSING] * 6, "")
+    assert "nan" not in _printed(study).lower()
+
+
+def test_mean_without_a_summary_is_that_of_the_runs(study: dict[str, Any]) -> None:
+    entry = _entry(study, "at")
+    before = tables.mean_of(entry, "train_loss")
+    entry["summary"] = {}
+    assert tables.mean_of(entry, "train_loss") == pytest.approx(before)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (850, "850"), (175_066, "175 k"), (999_600, "1 M"), (2_243_546, "2.24 M"), (25_557_032, "25.6 M"),
+        (1.2e9, "1.2 B"), (None, MISSING),
+    ],
+)  # fmt: skip
+def test_count(value: float | None, text: str) -> None:
+    assert count(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.5, "0.500"), (0.0352, "0.0352"), (12.34, "12.3"), (123.4, "123"), (0.00214, "2.1e-3"), (0.0, "0.00")],
+)
+def test_loss(value: float, text: str) -> None:
+    assert loss(value) == text
+
+
+def test_points_never_round_a_difference_to_nothing() -> None:
+    assert points(0.0181, 0.0092, 0.027) == ["+1.8", "+0.9", "+2.7"]
+    assert points(0.012, 0.0003, 0.02) == ["+1.20", "+0.03", "+2.00"]
+    assert points(-0.004) == ["−0.4"]
+
+
+def test_display_names() -> None:
+    assert [display_name(m) for m in ("ce", "kd", "at", "at+kd", "sp")] == [
+        "student alone", "KD", "AT", "AT + KD", "SP",
+    ]  # fmt: skip
+
+
+def _damage(key: str, value: Any) -> Callable[[dict[str, Any]], str]:
+    def change(study: dict[str, Any]) -> str:
+        changed = copy.deepcopy(study)
+        changed[key] = value
+        return json.dumps(changed)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda study: "{", "not JSON"),
+        (lambda study: "[]", '"kind": "study"'),
+        (_damage("kind", "run"), '"kind": "study"'),
+        (_damage("teacher", None), "'teacher' is not a mapping"),
+        (_damage("methods", {"at": 1}), "'methods' is not a list"),
+        (_damage("methods", [{"method": "at", "runs": [1]}]), "'methods' is not a list"),
+    ],
+)
+def test_damaged_study(study_folder: Path, study: dict[str, Any], change: Any, said: str) -> None:
+    (study_folder / "study.json").write_text(change(study), encoding="utf-8")
+    with pytest.raises(InputError, match=re.escape(said)) as caught:
+        read_study(study_folder)
+    assert "eyeline study" in str(caught.value)  # how to make one
+
+
+def test_missing_study(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="expected the folder of a study"):
+        read_study(tmp_path)
