@@ -29,6 +29,18 @@ def batch() -> tuple[Tensor, Tensor]:
     return torch.randn(6, *SHAPE, generator=generator), torch.randint(5, (6,), generator=generator)
 
 
+class DoubleConvolution(nn.Module):
+    """One more resolution, 2x2, between the pooling and the classifier."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 1)
+        self.second = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x)).mean((2, 3))
+
+
 def snapshot(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
@@ -133,6 +145,8 @@ def test_teacher_stays_in_evaluation_mode_and_its_state_never_moves(batch: tuple
     distiller = Distiller(student, teacher, "at+kd", input_shape=SHAPE)
     assert not any(module.training for module in teacher.modules())
     assert same(teacher, before)
+    distiller.train()
+    assert not any(module.training for module in teacher.modules())
     optimizer = torch.optim.SGD(distiller.trainable_parameters(), 0.05)
     for disturb in (
         lambda: distiller.train(),
@@ -168,6 +182,7 @@ def test_trainable_parameters_are_the_students(batch: tuple[Tensor, Tensor]) -> 
     student, teacher = pair()
     student.stage1.requires_grad_(False)
     distiller = Distiller(student, teacher, input_shape=SHAPE)
+    teacher.requires_grad_(True)  # even so
     ours = {id(parameter) for parameter in distiller.trainable_parameters()}
     assert ours == {id(p) for n, p in student.named_parameters() if not n.startswith("stage1")}
     assert len(distiller.trainable_parameters()) == len(ours)
@@ -206,6 +221,9 @@ def test_resolution_channels_and_depth_may_differ_and_height_and_width(batch: tu
     assert distiller.pairs == [("group1", "stage1"), ("group2", "stage2"), ("group3", "stage3")]
     distiller(torch.randn(2, 3, 12, 20), torch.tensor([0, 4])).total.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in student.parameters())
+    # the student is known to take 32x32, of the teacher nothing is known: both are looked at with one image
+    teacher.dropout = nn.Sequential(nn.Unflatten(1, (12, 1, 1)), nn.Upsample(size=2), DoubleConvolution(12))
+    assert Distiller(student, teacher, "at").pairs == distiller.pairs
 
 
 def test_named_pairs_of_different_resolution(batch: tuple[Tensor, Tensor]) -> None:
