@@ -29,6 +29,7 @@ from eyeline.data.loaders import Batch, TrainingStream, evaluation_batches
 from eyeline.data.sources import ImageData, Split
 from eyeline.data.views import Normalization, mix
 from eyeline.distiller import Distiller
+from eyeline.engine.allocator import keep_freed_memory
 from eyeline.engine.run import RunFolder
 from eyeline.errors import InputError, TrainingStopped
 from eyeline.evaluate import evaluate
@@ -171,6 +172,8 @@ def _fit(
     distiller: Distiller, data: ImageData, settings: Settings, folder: RunFolder, label: str, device: Device
 ) -> None:
     fabric = device.fabric
+    if fabric.device.type == "cpu":
+        keep_freed_memory()
     device.place(distiller)
     if _compiles(settings, fabric.device.type):
         distiller.student.compile()
