@@ -16,7 +16,7 @@ from typing import Any
 from measure import Result, Variant, interleave
 
 # from glibc's malloc.h
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
 """Read by torch: blocks of 2 MB and more are aligned and advised to lie on huge pages."""
 
@@ -28,7 +28,7 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):
         return False
     # never map a block of its own, never give the heap's end back
-    return all(mallopt(name, value) == 1 for name, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1)))
+    return all(mallopt(name, value) == 1 for name, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1)))
 
 
 def measure_allocator(pair: tuple[Any, Any], batch: int, side: int, rounds: int) -> Result:
