@@ -279,6 +279,24 @@ def test_compiled_value_before_a_later_operation_in_place(how: str) -> None:
     torch.testing.assert_close(observer(x).features[0], before)
 
 
+def test_the_probe_of_a_compiled_network_is_not_compiled() -> None:
+    torch._dynamo.reset()
+    graphs: list[object] = []
+
+    def backend(graph: torch.fx.GraphModule, _: object) -> Callable[..., object]:
+        graphs.append(graph)
+        return graph.forward
+
+    net = Plain().eval()
+    net.compile(backend=backend, fullgraph=True)
+    observer = Observer(net, input_shape=(3, 16, 16))
+    assert not graphs
+    with torch.no_grad():
+        x = torch.randn(1, 3, 16, 16)  # as the probe, of a teacher
+        assert torch.equal(observer(x).features[2], by_hand(net, x)[1][2])
+    assert len(graphs) == 1
+
+
 def test_compiled_and_called_before_it_is_observed() -> None:
     torch._dynamo.reset()
     net = Plain().eval()
