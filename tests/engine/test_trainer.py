@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from rich.console import Console
 
 from eyeline import jobs
 from eyeline.data.loaders import Batch
@@ -16,6 +19,7 @@ from eyeline.distiller import Distiller
 from eyeline.engine.run import RunFolder
 from eyeline.engine.trainer import (
     Device,
+    _progress,
     fit,
     has_native_bf16,
     learning_rate_factor,
@@ -226,6 +230,39 @@ def test_metrics_and_tensorboard_tell_the_same(tmp_path: Path) -> None:
         assert points == [
             (int(r["step"]), pytest.approx(float(r[name]), rel=1e-6)) for r in written if r[name]
         ]
+
+
+# --- what is shown ------------------------------------------------------------------------------------------
+
+
+def shown(monkeypatch: pytest.MonkeyPatch, terminal: bool, **settings: Any) -> list[str]:
+    """What training shows on 80 columns, escape sequences taken away, for the longest figures there are."""
+    text = io.StringIO()
+    screen = Console(file=text, force_terminal=terminal, width=80, color_system=None)
+    monkeypatch.setattr("eyeline.engine.trainer.console", screen)
+    terms = "ce 0.000123  at 0.000123  kd 0.000123  train 100.0 %  validation 100.0 %"
+    with _progress(Settings(**settings), 50, 0, "attention+kd, seed 10 of 10", shown=True) as show:
+        for step in range(1, 51):
+            show(step, lambda: ("epoch 200/200", terms, "123,456 images/s"))
+    plain = re.sub(r"\x1b\[[^a-zA-Z]*[a-zA-Z]", "", text.getvalue())
+    return [line for line in re.split(r"[\r\n]+", plain) if line]
+
+
+def test_the_bar_fits_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = shown(monkeypatch, terminal=True)
+    assert max(map(len, lines)) <= 80
+    bars = [line for line in lines if line.startswith("attention+kd, seed 10 of")]
+    assert "epoch 200/200 123,456 images/s" in bars[-1]
+    assert {line[:2] for line in lines} == {"at", "  "}  # never a third line
+    assert lines[-1].endswith("kd 0.000123  train 100.0 %  validation 100.0 %")
+
+
+def test_elsewhere_a_plain_line_every_tenth(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = shown(monkeypatch, terminal=False)
+    assert len(lines) == 10
+    assert all(line.startswith("attention+kd, seed 10 of 10  epoch 200/200  ce") for line in lines)
+    assert all(line.endswith("validation 100.0 %  123,456 images/s") for line in lines)
+    assert shown(monkeypatch, terminal=True, progress=False) == []
 
 
 # --- when it cannot go on -----------------------------------------------------------------------------------

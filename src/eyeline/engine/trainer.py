@@ -20,7 +20,7 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column
 from rich.text import Text
 from torch import Tensor, nn
@@ -257,14 +257,14 @@ def _fit(
             )
         saved = step
 
-    def figures(epoch: int, elapsed: float) -> tuple[str, str]:
+    def figures(epoch: int, elapsed: float) -> Figures:
         values = dict(zip(names, (sums / sums[-1]).tolist(), strict=False))
-        shown = [f"epoch {epoch}/{settings.epochs}", *(f"{name} {values[name]:.3g}" for name in names[2:])]
+        shown = [f"{name} {values[name]:.3g}" for name in names[2:]]
         shown.append(f"train {100 * values['train_accuracy']:.1f} %")
         validated = [row["validation_accuracy"] for row in rows if "validation_accuracy" in row]
         shown += [f"validation {100 * accuracy:.1f} %" for accuracy in validated[-1:]]
         rate = float(sums[-1]) * fabric.world_size / max(elapsed, 1e-9)
-        return "  ".join(shown), f"{rate:,.0f} images/s"
+        return f"epoch {epoch}/{settings.epochs}", "  ".join(shown), f"{rate:,.0f} images/s"
 
     if start % steps_per_epoch:
         _set_progress(distiller, settings, start, steps_per_epoch)
@@ -379,6 +379,10 @@ def _compiles(settings: Settings, device: str) -> bool:
     return settings.compile == "on" or (settings.compile == "auto" and device == "cuda")
 
 
+Figures = tuple[str, str, str]
+"""The epoch, the losses and accuracies, the rate."""
+
+
 class _Bar(Progress):
     """A progress bar with a line of figures below it, together no wider than 80 columns."""
 
@@ -392,7 +396,7 @@ class _Bar(Progress):
 @contextmanager
 def _progress(
     settings: Settings, total: int, start: int, label: str, *, shown: bool
-) -> Iterator[Callable[[int, Callable[[], tuple[str, str]]], None]]:
+) -> Iterator[Callable[[int, Callable[[], Figures]], None]]:
     """Show how training goes: a bar on a terminal, elsewhere a line every tenth of the run.
 
     The figures are made, and so read from the device, only when they are shown.
@@ -402,7 +406,7 @@ def _progress(
         return
     if not console.is_terminal:
 
-        def show_line(step: int, figures: Callable[[], tuple[str, str]]) -> None:
+        def show_line(step: int, figures: Callable[[], Figures]) -> None:
             if step * 10 // total > (step - 1) * 10 // total:
                 line = "  ".join(part for part in (label, *figures()) if part)
                 console.print(line, soft_wrap=True, highlight=False, markup=False)
@@ -411,23 +415,23 @@ def _progress(
         return
 
     columns = (
-        TextColumn("{task.description}", markup=False, table_column=Column(max_width=30, no_wrap=True)),
-        BarColumn(bar_width=14),
-        TaskProgressColumn(),
+        TextColumn("{task.description}", markup=False, table_column=Column(max_width=26, no_wrap=True)),
+        BarColumn(bar_width=12),
+        TextColumn("{task.fields[epoch]}"),
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(compact=True),
     )
     with _Bar(*columns, console=console, transient=True) as bar:
-        task: TaskID = bar.add_task(label or "training", total=total, completed=start, rate="")
+        task: TaskID = bar.add_task(label or "training", total=total, completed=start, epoch="", rate="")
 
         last = 0.0
 
-        def show_bar(step: int, figures: Callable[[], tuple[str, str]]) -> None:
+        def show_bar(step: int, figures: Callable[[], Figures]) -> None:
             nonlocal last
             if time.perf_counter() - last < 0.3 and step < total:
                 return
-            bar.figures, rate = figures()
-            bar.update(task, completed=step, rate=rate)
+            epoch, bar.figures, rate = figures()
+            bar.update(task, completed=step, epoch=epoch, rate=rate)
             last = time.perf_counter()
 
         yield show_bar
