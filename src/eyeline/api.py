@@ -255,7 +255,7 @@ def report(folder: str | Path, out: str | None = None) -> Path:
 def demo(
     out: str = "runs/demo",
     *,
-    seeds: int | list[int] = 3,
+    seeds: int | list[int] | None = None,
     full: bool = False,
     resume: bool = False,
     overwrite: bool = False,
@@ -267,7 +267,7 @@ def demo(
 
     Args:
         out: folder of the study
-        seeds: how many (0, 1, ...), or a list of them
+        seeds: how many (0, 1, ...), or a list of them (default: 5, with full 3)
         full: train everything, teacher included, on the whole of Fashion-MNIST (hours)
         resume: continue the demo that is in the folder
         overwrite: replace the demo that is in the folder

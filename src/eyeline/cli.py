@@ -76,18 +76,19 @@ def _is_main_process() -> bool:
 
 def _show(name: str, outcome: Any) -> None:
     """What came out, in a line or a table."""
-    if name == "demo":
-        return  # it shows its own
     if isinstance(outcome, Path):
         print(outcome)
         return
-    if name == "study":
+    if name in ("study", "demo"):
         from rich.console import Console
 
-        from eyeline.report.tables import study_table
+        from eyeline.engine.run import PAGE
+        from eyeline.report.tables import protocol, study_table
 
-        Console().print(study_table(outcome.result))
-        print(outcome.folder)
+        shown = Console()
+        shown.print(study_table(outcome.result))
+        shown.print(protocol(outcome.result), highlight=False, markup=False)
+        print(f"\nThe page with the curves and the attention maps: {(outcome.folder / PAGE).resolve()}")
         return
     figures = [
         f"{split} accuracy {100 * outcome.result[f'{split}_accuracy']:.2f} %"

@@ -25,6 +25,7 @@ from eyeline.distiller import Distiller
 from eyeline.engine.run import (
     CHECKPOINT,
     MODEL,
+    PAGE,
     RESULT,
     STUDY,
     RunFolder,
@@ -41,6 +42,7 @@ from eyeline.evaluate import attention_loss, evaluate
 from eyeline.evaluate.statistics import paired_difference, summary
 from eyeline.layers import probe_output
 from eyeline.objective import method_name, resolve_method
+from eyeline.report.page import write_page
 from eyeline.settings import Settings
 
 BASELINE = "ce"
@@ -157,13 +159,11 @@ def study(
     }
     write_json(path / STUDY, content)
     _draw_attention(path, content, make, teacher, data, settings, recipe["layers"])
+    write_page(path, path / PAGE)
     return Run(path, content)
 
 
-def demo(out: Path, seeds: int | list[int], full: bool, *, resume: bool, overwrite: bool) -> Run:
-    from eyeline.report import study_table, write_page
-    from eyeline.report.tables import protocol
-
+def demo(out: Path, seeds: int | list[int] | None, full: bool, *, resume: bool, overwrite: bool) -> Run:
     name = "demo_full" if full else "demo"
     recipe = yaml.safe_load((resources.files("eyeline.data") / "assets" / f"{name}.yaml").read_text("utf-8"))
     if full:
@@ -180,16 +180,9 @@ def demo(out: Path, seeds: int | list[int], full: bool, *, resume: bool, overwri
             )
         recipe["teacher"] = str(place)
         out = out / "study"
-    arguments = {k: recipe.pop(k) for k in ("student", "teacher", "data", "methods")}
-    arguments |= {"seeds": seeds, "layers": recipe.pop("layers", "auto"), "teacher_weights": None}
-    run = study(arguments, Settings.of(**recipe), out=str(out), resume=resume, overwrite=overwrite)
-    page = write_page(run.folder)
-    console.print(study_table(run.result))
-    console.print(protocol(run.result))
-    console.print(
-        f"\nThe page with the curves and the attention maps: [bold]{page.resolve()}[/bold]", soft_wrap=True
-    )
-    return run
+    arguments = {k: recipe.pop(k) for k in ("student", "teacher", "data", "methods", "seeds")}
+    arguments |= {"layers": "auto", "teacher_weights": None} | ({} if seeds is None else {"seeds": seeds})
+    return study(arguments, Settings.of(**recipe), out=str(out), resume=resume, overwrite=overwrite)
 
 
 def look(
