@@ -1,7 +1,7 @@
 """Put a finished run of ``recipes/demo_teacher.yaml`` into the package, with the record of how it was made.
 
-    eyeline train --config recipes/demo_teacher.yaml --out runs/teacher
-    python scripts/embed_teacher.py runs/teacher
+eyeline train --config recipes/demo_teacher.yaml --out runs/teacher
+python scripts/embed_teacher.py runs/teacher
 """
 
 from __future__ import annotations

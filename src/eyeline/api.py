@@ -23,7 +23,7 @@ Verb = TypeVar("Verb", bound=Callable[..., Any])
 
 
 def _with_settings(verb: Verb) -> Verb:
-    """Let a verb's ``**settings`` be the fields of Settings: in its signature, its documentation and its checks."""
+    """Let a verb's ``**settings`` be the fields of Settings, in its signature, documentation and checks."""
     own = inspect.signature(verb, eval_str=True)
     hints = inspect.get_annotations(Settings, eval_str=True)
     parameters = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
@@ -33,7 +33,10 @@ def _with_settings(verb: Verb) -> Verb:
             continue
         parameters.append(
             inspect.Parameter(
-                field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=field.default,
+                annotation=hints[field.name],
             )
         )
         documented.append(f"        {field.name}: {field.metadata['doc'].replace('%%', '%')}")
@@ -120,7 +123,7 @@ def distill(
         teacher: a run folder, a name (with its published weights), or an nn.Module
         data: fashion_mnist, fashion_mnist_sample, cifar10, cifar100, folder:PATH, or a Python data set
         out: folder of the run (default: under runs/)
-        method: ce, kd, at, at+kd, or a mapping such as {at: {weight: 1000, exponent: 2}, kd: {temperature: 4}}
+        method: ce, kd, at, at+kd, or a mapping such as {at: {weight: 1000}, kd: {temperature: 4}}
         layers: auto, or names: layer3, or student_layer:teacher_layer
         student_weights: checkpoint from which the student starts (safetensors)
         teacher_weights: checkpoint of a teacher that is given by name (safetensors)
@@ -165,7 +168,7 @@ def study(
 ) -> Run:
     """Compare methods with the student alone: one protocol, several seeds, paired intervals.
 
-    The test split is read once a run, after its last epoch. Finished runs are not repeated with --resume true.
+    The test split is read once a run, after its last epoch. Finished runs are not repeated on --resume.
 
     Args:
         student: a timm name, torchvision/NAME, wrn_16_1 and its family, or a function that makes an nn.Module
@@ -262,8 +265,8 @@ def demo(
 ) -> Run:
     """Compare the student alone, KD, AT and AT+KD on real images, and write the page of the results.
 
-    A teacher trained on all of Fashion-MNIST helps a student that has few labelled images of it; both come with
-    the package. It takes a few minutes on two cores.
+    A teacher trained on all of Fashion-MNIST helps a student that has few labelled images of it; both come
+    with the package. It takes a few minutes on two cores.
 
     Args:
         out: folder of the study
@@ -297,5 +300,3 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     from eyeline import jobs
 
     return jobs.load(Path(folder).expanduser(), model)
-
-

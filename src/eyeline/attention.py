@@ -74,7 +74,7 @@ def check_map_arguments(exponent: float, reduce: str) -> None:
     """Raise InputError for an exponent below 1 or an unknown reduction."""
     if not exponent >= 1:
         raise InputError(
-            f"exponent is {exponent}; expected at least 1 (below 1 the gradient is infinite at 0); the default is 2"
+            f"exponent is {exponent}; expected at least 1 (below 1 the gradient is infinite at 0)"
         )
     if reduce not in get_args(Reduce):
         raise unknown("reduce", reduce, get_args(Reduce))
@@ -83,7 +83,7 @@ def check_map_arguments(exponent: float, reduce: str) -> None:
 def _check_activation(activation: Tensor) -> None:
     if activation.ndim != 4 or not activation.is_floating_point():
         raise InputError(
-            f"an activation of shape {list(activation.shape)} and dtype {activation.dtype} has no attention map; "
+            f"an activation of {activation.dtype} {list(activation.shape)} has no attention map; "
             "expected a floating tensor [N, C, H, W]"
         )
 
@@ -129,7 +129,7 @@ class _PowerSum(torch.autograd.Function):
         ctx.save_for_backward(activation, scale)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         activation, scale = ctx.saved_tensors
         relative = activation / scale
         grad = grad.unsqueeze(1) * ctx.exponent / scale

@@ -22,14 +22,17 @@ class Settings:
     # data
     train_size: int | None = _setting(None, "use only this many training images, balanced over the classes")
     validation_size: int | None = _setting(
-        None, "training images held out for validation where the data has no validation split (default: 10 %%)"
+        None,
+        "training images held out for validation where the data has no validation split (default: 10 %%)",
     )
     augmentation: Literal["auto", "crop+flip", "flip", "none", "resized-crop"] = _setting(
         "auto",
         "crop+flip: reflect-pad 4, random crop, horizontal flip; resized-crop: as on ImageNet; "
         "auto: crop+flip for images in memory, resized-crop for folders",
     )
-    image_size: int | None = _setting(None, "side in pixels to which images of a folder are cropped (default: 224)")
+    image_size: int | None = _setting(
+        None, "side in pixels to which images of a folder are cropped (default: 224)"
+    )
     workers: int | None = _setting(None, "processes that decode images of a folder (default: one a core)")
     skip_bad_images: bool = _setting(False, "leave out unreadable images of a folder, and count them")
     data_root: str | None = _setting(None, "folder where data sets lie, or are downloaded to")
@@ -45,23 +48,31 @@ class Settings:
     schedule: Literal["auto", "step", "cosine", "constant"] = _setting(
         "auto", "learning rate over training; auto: step for sgd, cosine for adamw"
     )
-    milestones: tuple[float, ...] = _setting((0.3, 0.6, 0.8), "step: where the rate drops, as fractions of training")
+    milestones: tuple[float, ...] = _setting(
+        (0.3, 0.6, 0.8), "step: where the rate drops, as fractions of training"
+    )
     gamma: float = _setting(0.2, "step: factor of the rate at each milestone")
     warmup_epochs: float = _setting(0.0, "epochs over which the rate rises linearly from 0")
 
     # reproducibility
     seed: int = _setting(0, "seed of initialisation, order and (unless view_seed is given) views")
     view_seed: int | None = _setting(None, "seed of the augmentation (default: seed)")
-    split_seed: int = _setting(0, "seed of the validation split and of train_size, the same for all runs of a study")
+    split_seed: int = _setting(
+        0, "seed of the validation split and of train_size, the same for all runs of a study"
+    )
 
     # hardware
     accelerator: str = _setting("auto", "cpu, cuda, mps, auto")
     devices: int | str = _setting("auto", "number of devices (default: 1 on a CPU, all GPUs otherwise)")
-    precision: Literal["auto", "float32", "bf16"] = _setting("auto", "auto: bf16 autocast where the hardware has it")
+    precision: Literal["auto", "float32", "bf16"] = _setting(
+        "auto", "auto: bf16 autocast where the hardware has it"
+    )
     compile: Literal["auto", "on", "off"] = _setting("auto", "torch.compile of both networks")
 
     # the run
-    checkpoint_every: int | None = _setting(None, "steps between checkpoints (default: at the end of each epoch)")
+    checkpoint_every: int | None = _setting(
+        None, "steps between checkpoints (default: at the end of each epoch)"
+    )
     validate_every: int = _setting(1, "epochs between validations; the last epoch is always validated")
     progress: bool = _setting(True, "show a progress bar")
 
@@ -77,7 +88,9 @@ class Settings:
             need(isinstance(value, int) and value >= 1, name, "a whole number of at least 1")
         for name in ("train_size", "validation_size", "image_size", "checkpoint_every"):
             value = getattr(self, name)
-            need(value is None or (isinstance(value, int) and value >= 1), name, "a whole number of at least 1")
+            need(
+                value is None or (isinstance(value, int) and value >= 1), name, "a whole number of at least 1"
+            )
         need(self.learning_rate is None or self.learning_rate > 0, "learning_rate", "a number above 0")
         need(self.weight_decay is None or self.weight_decay >= 0, "weight_decay", "a number of at least 0")
         need(0 <= self.momentum < 1, "momentum", "a number in [0, 1)")

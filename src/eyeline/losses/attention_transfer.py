@@ -54,7 +54,9 @@ def attention_transfer_loss(
 def map_distance(student: Tensor, teacher: Tensor, reduction: Reduction) -> Tensor:
     """Distance of normalised maps ``[N, H, W]``; the teacher's are resized where they must be."""
     if len(student) != len(teacher):
-        raise InputError(f"{len(student)} maps of the student, {len(teacher)} of the teacher; expected the same images")
+        raise InputError(
+            f"{len(student)} maps of the student, {len(teacher)} of the teacher; expected the same images"
+        )
     if student.shape != teacher.shape:
         # resizing is linear, so normalising before it as well changes nothing
         teacher = normalized(resized(teacher, (student.shape[1], student.shape[2])))
@@ -101,7 +103,9 @@ class AttentionTransfer(Loss):
 
     def forward(self, student: Observation, target: Target, labels: Tensor) -> Tensor:
         distances = [
-            map_distance(attention_map(feature, self.exponent, self.reduce), target[f"map{i}"], self.reduction)
+            map_distance(
+                attention_map(feature, self.exponent, self.reduce), target[f"map{i}"], self.reduction
+            )
             for i, feature in enumerate(student.features)
         ]
         return torch.stack(distances).sum()

@@ -11,7 +11,9 @@ from eyeline.losses.base import Loss, Target
 from eyeline.observe import Observation
 
 
-def knowledge_distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:
+def knowledge_distillation_loss(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0
+) -> Tensor:
     """Divergence of the student's softened predictions from the teacher's.
 
     ``T² KL(softmax(z_t/T) || softmax(z_s/T))``, mean over the batch. The factor T² keeps the size of the
