@@ -12,7 +12,7 @@ def keep_freed_memory() -> bool:
     """Let glibc keep freed blocks for the next allocation, for the rest of the process.
 
     By default a large block goes back to the system when it is freed, and every page of the next one is a
-    fault: a cost of every step on a CPU. Answers whether it was done; elsewhere than on glibc nothing happens.
+    fault, in every step on a CPU. Answers whether it was done; elsewhere than on glibc nothing happens.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
