@@ -6,29 +6,17 @@ allocating lives in a process of its own, as it is set for a process; the proces
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import time
 from multiprocessing.connection import Connection
 from typing import Any
 
+from eyeline.engine.allocator import keep_freed_memory
 from measure import Result, Variant, interleave
 
-# from glibc's malloc.h
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
 """Read by torch: blocks of 2 MB and more are aligned and advised to lie on huge pages."""
-
-
-def keep_freed_memory() -> bool:
-    """Let glibc keep what is freed for the next allocation; answers whether it does."""
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return False
-    # never map a block of its own, never give the heap's end back
-    return all(mallopt(name, value) == 1 for name, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1)))
 
 
 def measure_allocator(pair: tuple[Any, Any], batch: int, side: int, rounds: int) -> Result:
