@@ -30,6 +30,7 @@ class _Reader(HTMLParser):
         super().__init__(convert_charrefs=True)
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.text = ""
+        self.charts: list[str] = []
         self._inside: list[str] = []
         self.feed(page)
         self.close()
@@ -38,6 +39,8 @@ class _Reader(HTMLParser):
         self.tags.append((tag, dict(attrs)))
         if tag in ("script", "style"):
             self._inside.append(tag)
+        if ("type", "application/json") in attrs:
+            self.charts.append("")
 
     def handle_endtag(self, tag: str) -> None:
         if self._inside and self._inside[-1] == tag:
@@ -46,9 +49,20 @@ class _Reader(HTMLParser):
     def handle_data(self, data: str) -> None:
         if not self._inside:
             self.text += data
+        elif self.tags[-1] == ("script", {"type": "application/json"}):
+            self.charts[-1] += data
 
     def having(self, tag: str) -> list[dict[str, str | None]]:
         return [attributes for name, attributes in self.tags if name == tag]
+
+
+def _strings(content: Any) -> list[str]:
+    """Every text in a JSON document."""
+    if isinstance(content, dict):
+        content = list(content.values())
+    if isinstance(content, list):
+        return [text for each in content for text in _strings(each)]
+    return [content] if isinstance(content, str) else []
 
 
 def _entry(study: dict[str, Any], method: str) -> dict[str, Any]:
@@ -135,7 +149,7 @@ def _hostile_study(folder: Path) -> Path:
     for name in ("student", "teacher"):
         study[name]["model"] = HOSTILE
     study["data"] |= {"name": HOSTILE, "classes": [HOSTILE, "b"], HOSTILE: HOSTILE}
-    study["environment"] |= {"command": ["eyeline", HOSTILE], HOSTILE: {HOSTILE: HOSTILE}}
+    study["environment"] |= {"command": ["eyeline", HOSTILE], "gpus": [HOSTILE], HOSTILE: {HOSTILE: HOSTILE}}
     study["recipe"] |= {HOSTILE: HOSTILE, "methods": {HOSTILE: {HOSTILE: [HOSTILE]}}}
     entry = _entry(study, "at")
     entry["method"] = HOSTILE
@@ -150,10 +164,14 @@ def _hostile_study(folder: Path) -> Path:
 def test_every_string_of_the_data_is_escaped(study_folder: Path, run_maker: Callable[..., Path]) -> None:
     plain = _Reader(study_page(study_folder))
     hostile = _Reader(study_page(_hostile_study(study_folder)))
+    assert len(hostile.charts) == 4
     assert hostile.having("img") == []
     assert len(hostile.having("script")) == len(plain.having("script"))
     assert hostile.text.count(HOSTILE) >= 12
     assert HOSTILE.upper() in hostile.text  # the method
+    for chart in hostile.charts:  # plotly reads some tags in its texts: none of the data may be one
+        tags = set(re.findall(r"<[^>]*>?", " ".join(_strings(json.loads(chart)))))
+        assert tags <= {"<br>", "<extra>", "</extra>"}
 
     network = {"model": HOSTILE, "parameters": HOSTILE}
     run = run_maker(

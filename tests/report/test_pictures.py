@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -180,11 +181,22 @@ def test_saved_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         write(self, content[: len(content) // 2])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", half)
-    with pytest.raises(OSError, match="No space"):
-        save_figure(figure, path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", half)
+        with pytest.raises(OSError, match="No space"):
+            save_figure(figure, path)
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == ["attention.png"]  # no half file is left
+
+    def refuse(source: object, target: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:  # the one step that changes what was there
+        patch.setattr(os, "replace", refuse)
+        with pytest.raises(PermissionError):
+            save_figure(attention_grid(_images(2), _maps(2)), path)
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir()] == ["attention.png"]
 
 
 def test_data_uri_holds_the_png() -> None:

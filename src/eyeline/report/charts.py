@@ -209,8 +209,6 @@ def _html(figure: go.Figure, name: str, height: int) -> str:
     figure.update_xaxes(automargin=True, gridcolor=_GRID, zeroline=False, fixedrange=True, title_standoff=8)
     figure.update_xaxes(title_font_size=12.5)
     figure.update_yaxes(automargin=True, gridcolor=_GRID, zeroline=False, fixedrange=True)
-    # a script element may hold no "<" that could end it
-    content = figure.to_json().replace("<", "\\u003c")
-    return (
-        f'<div id="{name}" style="height:{height}px"></div><script type="application/json">{content}</script>'
-    )
+    content = figure.to_json()  # plotly writes "<" as \u003c, so that no text can end the script element
+    plot = f'<div id="{name}" style="height:{height}px"></div>'
+    return f'{plot}<script type="application/json">{content}</script>'
