@@ -6,6 +6,7 @@ python scripts/publish_demo.py runs/demo
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import sys
@@ -18,11 +19,14 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def main(study: Path) -> None:
     """Copy ``study.json`` and ``attention.png``, and rewrite the table between the README's marks."""
-    shutil.copyfile(study / "study.json", ROOT / "benchmarks" / "results" / "demo.json")
+    content = read_study(study)
+    content["environment"].pop("command")  # where the study lay is nobody's business
+    (ROOT / "benchmarks" / "results" / "demo.json").write_text(
+        json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    )
     pictures = ROOT / "docs" / "images"
     pictures.mkdir(exist_ok=True)
     shutil.copyfile(study / "attention.png", pictures / "attention.png")
-    content = read_study(study)
     machine = f"{content['environment']['cores']} cores of an {content['environment']['processor']}"
     table = f"{study_markdown(content)}\nMeasured on {machine}; `benchmarks/results/demo.json`.\n"
     readme = ROOT / "README.md"
