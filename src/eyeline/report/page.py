@@ -57,8 +57,8 @@ _MEANING = {
 } | {f.name: str(f.metadata.get("doc", "")).replace("%%", "%") for f in dataclasses.fields(Settings)}
 
 _NOTES = (
-    "Nothing was chosen on the test images: the figures are those of the last epoch, and the test images "
-    "were read once, at the end. Training loss and accuracy of a student are averages over the last epoch, "
+    "The figures are those of the last epoch, and the test images were used only after training: no epoch was "
+    "picked by its test accuracy. Training loss and accuracy of a student are averages over the last epoch, "
     "on augmented images; those of a teacher are measured afterwards, without augmentation. AT loss is "
     "measured on the validation images, before weighting."
 )
