@@ -57,7 +57,7 @@ _MEANING = {
 } | {f.name: str(f.metadata.get("doc", "")).replace("%%", "%") for f in dataclasses.fields(Settings)}
 
 _NOTES = (
-    "The figures are those of the last epoch, and the test images were used only after training: no epoch was "
+    "The figures are those of the last epoch, and test images were used only after training: no epoch was "
     "picked by its test accuracy. Training loss and accuracy of a student are averages over the last epoch, "
     "on augmented images; those of a teacher are measured afterwards, without augmentation. AT loss is "
     "measured on the validation images, before weighting."
