@@ -5,6 +5,8 @@ Zagoruyko & Komodakis, "Paying More Attention to Attention", ICLR 2017 (arXiv 16
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import torch
@@ -48,9 +50,8 @@ def attention_map(
     _check_activation(activation)
     with torch.autocast(activation.device.type, enabled=False):
         if normalize:
-            return normalized(_relative_map(activation, exponent, reduce))
-        one = torch.ones((1, 1, 1, 1), dtype=_map_dtype(activation), device=activation.device)
-        return _reduce(activation, one, exponent, reduce)
+            return normalized(_reduce(activation, exponent, reduce, relative=True))
+        return _reduce(activation, exponent, reduce, relative=False)
 
 
 def normalized(maps: Tensor) -> Tensor:
@@ -92,51 +93,97 @@ def _map_dtype(activation: Tensor) -> torch.dtype:
     return torch.float64 if activation.dtype == torch.float64 else torch.float32
 
 
-def _relative_map(activation: Tensor, exponent: float, reduce: Reduce) -> Tensor:
-    """The map of ``A / max|A|``: proportional to that of A for each sample, and of moderate size."""
-    peak = activation.detach().abs().amax((1, 2, 3), keepdim=True).to(_map_dtype(activation))
-    return _reduce(activation, torch.where(peak > 0, peak, 1), exponent, reduce)
-
-
-def _reduce(activation: Tensor, scale: Tensor, exponent: float, reduce: Reduce) -> Tensor:
+def _reduce(activation: Tensor, exponent: float, reduce: Reduce, relative: bool) -> Tensor:
+    """``Q``; ``relative``: only in proportion to it for each sample, and of moderate size."""
     if reduce == "sum":
-        return _PowerSum.apply(activation, scale, exponent)
+        return _PowerSum.apply(activation, exponent, relative)[0]
     # max, unlike amax, sends the whole gradient through one channel where several are equally strong
-    return (activation.abs().max(1).values / scale.view(-1, 1, 1)).pow(exponent)
+    strongest = activation.abs().max(1).values.to(_map_dtype(activation))
+    if relative:
+        peak = strongest.detach().amax((1, 2), keepdim=True)
+        strongest = strongest / torch.where(peak > 0, peak, 1)
+    return strongest.pow(exponent)
+
+
+PIECE = 1 << 19
+"""Elements that a CPU takes at once: their float copies stay in its cache."""
+
+
+def _in_pieces(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """``function(*tensors)``, on a CPU some samples of a large batch at a time."""
+    large = tensors[0]
+    if large.device.type != "cpu" or torch.compiler.is_compiling() or large.numel() <= PIECE:
+        return function(*tensors)
+    samples = max(1, PIECE // large[0].numel())
+    expanded = (t.expand(len(large), *t.shape[1:]) for t in tensors)
+    return torch.cat([function(*piece) for piece in zip(*(t.split(samples) for t in expanded), strict=True)])
 
 
 class _PowerSum(torch.autograd.Function):
-    """``Σ_c |A_c / scale|^p`` with the scale held constant, keeping only A for the backward pass.
+    """``Σ_c |A_c / scale|^p`` and the scale, which is held constant; keeps only A for the backward pass.
 
     Autograd would keep and re-read four float32 copies of the activation; the closed form reads A once:
-    ``dL/dA_c = dL/dQ · p |A_c|^(p-1) sign(A_c)``, here with ``A / scale`` in the place of A.
+    ``dL/dA_c = dL/dQ · p |A_c|^(p-1) sign(A_c)``, here with ``A / scale`` in the place of A. A scale without
+    dimensions is 1.
     """
 
-    generate_vmap_rule = True
+    @staticmethod
+    def forward(activation: Tensor, exponent: float, relative: bool) -> tuple[Tensor, Tensor]:
+        one = activation.new_ones((), dtype=_map_dtype(activation))
+        power_sum = functools.partial(_power_sum, exponent=exponent)
+        if not relative:
+            return _in_pieces(power_sum, activation), one
+        if activation.device.type == "cpu" and not torch.compiler.is_compiling():
+            # of moderate size as they are, mostly; on a CPU it costs nothing to look
+            maps = _in_pieces(power_sum, activation)
+            low, high = maps.amax((1, 2)).aminmax()
+            if low > 1e-12 and high < 1e12:
+                return maps, one
+        peak = activation.abs().amax((1, 2, 3), keepdim=True).to(one.dtype)
+        scale = torch.where(peak > 0, peak, 1)
+        return _in_pieces(lambda a, s: power_sum(a / s), activation, scale), scale
 
     @staticmethod
-    def forward(activation: Tensor, scale: Tensor, exponent: float) -> Tensor:
-        relative = activation / scale  # float32 for half-precision activations, as the scale is float32
-        if exponent == 2:
-            return relative.square_().sum(1)
-        if exponent == 1:
-            return relative.abs_().sum(1)
-        return relative.abs_().pow_(exponent).sum(1)
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float, bool], output: tuple[Tensor, Tensor]) -> None:
+        activation, ctx.exponent, _ = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(activation, output[1])
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:
-        activation, scale, ctx.exponent = inputs
-        ctx.save_for_backward(activation, scale)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
         activation, scale = ctx.saved_tensors
-        relative = activation / scale
-        grad = grad.unsqueeze(1) * ctx.exponent / scale
-        if ctx.exponent == 2:
-            slope = relative
-        elif ctx.exponent == 1:
-            slope = relative.sign()
-        else:
-            slope = relative.abs().pow(ctx.exponent - 1) * relative.sign()
-        return (slope * grad).to(activation.dtype), None, None
+        factor = grad.unsqueeze(1) * ctx.exponent
+
+        def slope(relative: Tensor, factor: Tensor) -> Tensor:
+            if ctx.exponent == 1:
+                relative = relative.sign()
+            elif ctx.exponent != 2:
+                relative = relative.to(factor.dtype)
+                relative = relative.abs().pow(ctx.exponent - 1) * relative.sign()
+            return (relative * factor).to(activation.dtype)
+
+        if scale.ndim == 0:
+            return _in_pieces(slope, activation, factor), None, None
+        return _in_pieces(lambda a, s, f: slope(a / s, f), activation, scale, factor / scale), None, None
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], activation: Tensor, exponent: float, relative: bool
+    ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+        dim = in_dims[0]
+        assert dim is not None  # else there is nothing to map over
+        activation = activation.movedim(dim, 0)
+        maps, scale = _PowerSum.apply(activation.flatten(0, 1), exponent, relative)
+        batch = activation.shape[:2]
+        return (maps.unflatten(0, batch), scale.expand(batch.numel(), 1, 1, 1).unflatten(0, batch)), (0, 0)
+
+
+def _power_sum(activation: Tensor, exponent: float) -> Tensor:
+    """``Σ_c |A_c|^p``, in the precision of maps."""
+    size = activation.to(_map_dtype(activation), copy=True)
+    match exponent:
+        case 2:
+            return size.square_().sum(1)
+        case 1:
+            return size.abs_().sum(1)
+    return size.abs_().pow_(exponent).sum(1)
