@@ -97,7 +97,7 @@ def test_method_name(method: Any, name: str) -> None:
 @pytest.mark.parametrize(
     ("method", "told"),
     [
-        ("att", r"unknown loss 'att'; did you mean 'at'\? \(at, ce, kd\)"),
+        ("att", r"unknown loss 'att'; did you mean 'at'\? \(act, aft, at, "),
         ("at+", "unknown loss ''"),
         ("", "unknown loss ''"),
         ("at+kd+at", r"'at\+kd\+at' names a loss twice"),
@@ -165,7 +165,7 @@ def test_total_is_the_weighted_sum_and_needs_are_told() -> None:
     assert objective.needs_teacher
     assert objective.needs("logits")
     assert objective.needs("features")
-    assert not Objective("at").needs("logits")  # of the teacher
+    assert not Objective("at").needs("logits", of_teacher=True)
     assert not Objective("kd").needs("features")
     assert not Objective("ce").needs_teacher
     student = Observation(

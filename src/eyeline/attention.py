@@ -54,21 +54,23 @@ def attention_map(
         return _reduce(activation, exponent, reduce, relative=False)
 
 
-def normalized(maps: Tensor) -> Tensor:
-    """Divide each map ``[N, H, W]`` by its Euclidean norm; a map of zeros stays as it is."""
+def normalized(maps: Tensor, dim: tuple[int, ...] = (1, 2)) -> Tensor:
+    """Divide each map ``[N, H, W]`` by its Euclidean norm over ``dim``; a map of zeros stays as it is."""
     # the norm has no derivative at 0, not even a second one that a where() behind it could hide
-    empty = maps.detach().amax((1, 2), keepdim=True) == 0
-    return maps / torch.linalg.vector_norm(torch.where(empty, 1, maps), dim=(1, 2), keepdim=True)
+    empty = maps.detach().abs().amax(dim, keepdim=True) == 0
+    return maps / torch.linalg.vector_norm(torch.where(empty, 1, maps), dim=dim, keepdim=True)
 
 
 def resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize maps ``[N, H, W]`` to ``size``, each axis on its own: area average down, bilinear up."""
-    if maps.shape[1:] == size:
+    """Resize maps ``[N, H, W]``, or ``[N, C, H, W]``, to ``size``, each axis on its own: area average down,
+    bilinear up."""
+    if maps.shape[-2:] == size:
         return maps
+    if maps.ndim == 3:
+        return resized(maps.unsqueeze(1), size).squeeze(1)
     height, width = size
-    maps = maps.unsqueeze(1)
     maps = F.interpolate(maps, (min(height, maps.shape[2]), min(width, maps.shape[3])), mode="area")
-    return F.interpolate(maps, (height, width), mode="bilinear", align_corners=False).squeeze(1)
+    return F.interpolate(maps, (height, width), mode="bilinear", align_corners=False)
 
 
 def check_map_arguments(exponent: float, reduce: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -63,10 +64,16 @@ class Distiller(nn.Module):
         if self.teacher is not None:
             if input_shape is None:
                 input_shape = shared_input_shape(student, self.teacher)
-            _check_answers(student, self.teacher, input_shape, same_classes=self.objective.needs("logits"))
+            _check_answers(
+                student,
+                self.teacher,
+                input_shape,
+                same_classes=self.objective.needs("logits", of_teacher=True),
+            )
+        needs = self.objective.needs
         student_layers: Sequence[str] = ()
         teacher_layers: Sequence[str] = ()
-        if self.teacher is not None and self.objective.needs("features"):
+        if self.teacher is not None and (needs("features") or needs("pre_activations")):
             if layers == "auto":
                 pairs = pair_layers(find_layers(student, input_shape), find_layers(self.teacher, input_shape))
                 student_layers = [left.name for left, _ in pairs]
@@ -79,11 +86,20 @@ class Distiller(nn.Module):
                 raise InputError(
                     f"layers is {layers!r}; method {method!r} compares features: expected 'auto' or names"
                 )
-        self.observe_teacher = (
-            Observer(self.teacher, teacher_layers, input_shape) if self.teacher is not None else None
+        observe = functools.partial(
+            Observer,
+            input_shape=input_shape,
+            pre_activations=needs("pre_activations"),
+            class_maps=needs("class_maps"),
         )
+        self.observe_teacher = observe(self.teacher, teacher_layers) if self.teacher is not None else None
         try:
-            self.observe_student = Observer(student, student_layers, input_shape)
+            self.observe_student = observe(student, student_layers)
+            try:
+                self.objective.setup(self.observe_student, self.observe_teacher)
+            except InputError:
+                self.observe_student.close()
+                raise
         except InputError:
             if self.observe_teacher is not None:
                 self.observe_teacher.close()
@@ -109,6 +125,10 @@ class Distiller(nn.Module):
         """Tell the schedules of the weights where training is: ``epoch`` (from 0) of ``epochs``."""
         self.objective.set_progress(epoch, epochs, learning_rate_factor)
 
+    def end_epoch(self, losses: Mapping[str, float]) -> None:
+        """Tell the mean terms of the epoch that ended, which weights of schedule ``loss_rate`` follow."""
+        self.objective.end_epoch(losses)
+
     def trainable_parameters(self) -> list[nn.Parameter]:
         """Parameters of the student and the learnable parts of the losses."""
         return [p for part in (self.student, self.objective) for p in part.parameters() if p.requires_grad]
@@ -120,15 +140,21 @@ class Distiller(nn.Module):
             self.teacher.eval()
         return self
 
-    def target(self, images: Tensor) -> Mapping[str, Target]:
-        """What the losses need of the teacher for ``images`` ``[N, C, H, W]``: detached, dimension 0 is N."""
+    def target(self, images: Tensor, labels: Tensor | None = None) -> Mapping[str, Target]:
+        """What the losses need of the teacher for ``images`` ``[N, C, H, W]``: detached, dimension 0 is N.
+
+        Methods that differentiate the teacher's loss need the ``labels`` ``[N]`` as well.
+        """
         if self.observe_teacher is None:
             return {}
         assert self.teacher is not None
         if any(module.training for module in self.teacher.modules()):
             self.teacher.eval()
-        with torch.no_grad():
-            return self.objective.target(self.observe_teacher(images))
+        differentiated = self.objective.needs("input_gradient", of_teacher=True)
+        with torch.set_grad_enabled(differentiated):
+            if differentiated:
+                images = images.detach().requires_grad_()
+            return self.objective.target(self.observe_teacher(images, labels))
 
     def forward(self, images: Tensor, labels: Tensor, targets: Mapping[str, Target] | None = None) -> Terms:
         """The losses of one batch.
@@ -139,8 +165,10 @@ class Distiller(nn.Module):
             targets: remembered from :meth:`target` for this very view; asked of the teacher if not given.
         """
         if targets is None:
-            targets = self.target(images)
-        return self.objective(self.observe_student(images), targets, labels)
+            targets = self.target(images, labels)
+        if self.objective.needs("input_gradient"):
+            images = images.detach().requires_grad_()
+        return self.objective(self.observe_student(images, labels), targets, labels)
 
 
 def _check_answers(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import yaml
@@ -46,6 +46,8 @@ from eyeline.report.page import write_page
 from eyeline.settings import Settings
 
 BASELINE = "ce"
+
+_Module = TypeVar("_Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -277,7 +279,8 @@ def _run(
         console.print(f"{len(data.skipped)} unreadable images of {data.name} were left out")
     network = teacher.network if teacher else None
     shape = _image_shape(data, settings)
-    distiller = Distiller(student, network, method, layers, shape)
+    # a loss's learnable parts depend on the seed alone, as the student does
+    distiller = _seeded(settings.seed, lambda: Distiller(student, network, method, layers, shape))
     try:
         device = fit(distiller, data, settings, folder, label=label)
     finally:
@@ -382,7 +385,7 @@ def _evaluation_view(data: ImageData, settings: Settings) -> Preprocess:
     )
 
 
-def _seeded(seed: int, make: Callable[[], nn.Module]) -> nn.Module:
+def _seeded(seed: int, make: Callable[[], _Module]) -> _Module:
     """A network whose initial weights depend on the seed alone."""
     with torch.random.fork_rng():
         torch.manual_seed(mix(seed, 0x696E6974) >> 1)
@@ -468,9 +471,13 @@ def _check(
     settings: Settings,
 ) -> None:
     """Show every mistake before a folder is made."""
-    distiller = Distiller(student, teacher.network, method, layers, _image_shape(data, settings))
-    distiller.close()
-    if distiller.objective.needs_teacher and distiller.objective.needs("logits"):
+    shape = _image_shape(data, settings)
+    distiller = Distiller(copy.deepcopy(student), teacher.network, method, layers, shape)
+    try:
+        _try_step(distiller, shape, len(data.classes))
+    finally:
+        distiller.close()
+    if distiller.objective.needs("logits", of_teacher=True):
         answered = probe_output(teacher.network, _image_shape(data, settings))
         if answered != (len(data.classes),):
             raise InputError(
@@ -478,6 +485,30 @@ def _check(
                 f"{len(data.classes)} classes; train one on this data: "
                 f"eyeline train --model NAME --data {data.name}"
             )
+
+
+def _try_step(distiller: Distiller, shape: tuple[int, int, int], classes: int) -> None:
+    """One step on noise: a loss that fails, is not finite, or has no gradient shows before any work."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        images, labels = torch.randn(4, *shape), torch.arange(4) % classes
+    device = next(distiller.student.parameters()).device
+    if distiller.teacher is not None:
+        before = next((p.device for p in distiller.teacher.parameters()), device)
+        distiller.teacher.to(device)
+    terms = distiller.train()(images.to(device), labels.to(device))
+    parameters = distiller.trainable_parameters()
+    gradients = torch.autograd.grad(terms.total, parameters, allow_unused=True)
+    if distiller.teacher is not None:
+        distiller.teacher.to(before)
+    bad = [name for name, term in terms.items() if not torch.isfinite(term)]
+    if not bad and not all(torch.isfinite(g).all() for g in gradients if g is not None):
+        bad = ["the gradient"]
+    if bad:
+        raise InputError(
+            f"{', '.join(bad)} of method {method_name(distiller.objective.method)} is not finite on images "
+            "of noise; the student, the teacher or a parameter of the method has values that are too large"
+        )
 
 
 def _any_network(given: Any, pretrained: bool, weights: str | None) -> nn.Module:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,18 @@ class Layer:
     @property
     def resolution(self) -> tuple[int, int]:
         return self.shape[1:]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor can be seen: what a module answers, or what it is given."""
+
+    module: str
+    side: Literal["input", "output"]
+    overwritten: bool = False
+    """A later operation works in place on the tensor."""
+    relu: bool = False
+    """The tensor that is meant is the ReLU of what is seen, by a function that cannot be hooked."""
 
 
 def find_layers(model: nn.Module, input_shape: tuple[int, int, int] | None = None) -> tuple[Layer, ...]:
@@ -127,6 +140,103 @@ def pair_layers(student: Sequence[Layer], teacher: Sequence[Layer]) -> list[tupl
     return pairs
 
 
+ACTIVATIONS = (
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU),
+    *(nn.Mish, nn.Softplus, nn.Hardswish),
+)
+
+
+def find_pre_activations(
+    model: nn.Module, layers: Sequence[Layer], input_shape: tuple[int, int, int] | None = None
+) -> tuple[Place, ...]:
+    """Find what each layer's activation function is given: the feature before its ReLU.
+
+    Where a block ends in an activation module that is what this module is given, after the residual sum.
+    A layer that answers signed values (a pre-activation network, or a layer that ends in batch norm) is its
+    own pre-activation.
+
+    Raises:
+        InputError: a layer answers activated values, and no module answers them that is an activation.
+    """
+    calls = {c.name: c for c in _probe(model, input_shape, noise=True)}
+    places = []
+    for layer in layers:
+        call = calls[layer.name]
+        ends = [c for c in calls.values() if isinstance(c.module, ACTIVATIONS) and c.output is call.output]
+        if ends:
+            places.append(Place(ends[0].name, "input", ends[0].given_overwritten))
+        elif call.least < 0:
+            places.append(Place(layer.name, "output", layer.overwritten))
+        else:
+            raise InputError(
+                f"layer {layer.name!r} of {type(model).__name__} answers activated values, and its "
+                "activation is no module (torch.nn.ReLU and the like) that could be observed; name layers "
+                "whose answers come before it, as in layers=['layer1.1.bn2']"
+            )
+    return tuple(places)
+
+
+@dataclass(frozen=True)
+class Head:
+    """A linear classifier on globally average-pooled features: logits = mean over H, W of (W A) + b."""
+
+    classifier: str
+    """The module with the weight ``[K, C]`` or ``[K, C, 1, 1]``."""
+    features: Place
+    """Where ``A`` ``[N, C, H, W]`` is seen."""
+    shape: tuple[int, int, int]
+    """(K, H, W) of the class maps, for an image of the probed size."""
+
+
+def find_head(model: nn.Module, input_shape: tuple[int, int, int] | None = None) -> Head:
+    """Find the classifier and the features it averages, by their values on an image of noise.
+
+    The classifier is a linear layer whose answer is the logits, or a 1x1 convolution whose average is; the
+    features are those whose average over H and W the linear layer is given. Both are checked by number, so
+    the mean of a class map plus the bias is the logit for every head that is found.
+
+    Raises:
+        InputError: there is no such head: more than one linear layer, a norm or an activation behind the
+            pooling, another pooling, or features of one position.
+    """
+    calls = _probe(model, input_shape, noise=True)
+    logits = next(c for c in calls if c.name == "").output
+    if isinstance(logits, Tensor) and logits.ndim == 2:
+        for classifier in reversed(calls):
+            linear, given = classifier.module, classifier.given
+            if not (isinstance(linear, nn.Linear | nn.Conv2d) and given is not None):
+                continue
+            if isinstance(linear, nn.Conv2d):
+                spatial = classifier.shape is not None and classifier.shape[1] * classifier.shape[2] > 1
+                plain = linear.kernel_size == (1, 1) and linear.stride == (1, 1) and linear.groups == 1
+                if spatial and plain and _same(classifier.output.mean((2, 3)), logits):
+                    shape = (logits.shape[1], *classifier.shape[1:])  # type: ignore[index]
+                    place = Place(classifier.name, "input", classifier.given_overwritten)
+                    return Head(classifier.name, place, shape)
+                continue
+            if not (given.ndim == 2 and _same(classifier.output, logits)):
+                continue
+            for seen, relu in ((c, relu) for relu in (False, True) for c in reversed(calls)):
+                for side, tensor in (("output", seen.seen), ("input", seen.given)):
+                    if not (isinstance(tensor, Tensor) and tensor.ndim == 4 and tensor[0, 0].numel() > 1):
+                        continue
+                    mean = (tensor.relu() if relu else tensor).mean((2, 3))
+                    if mean.shape == given.shape and _same(mean, given):
+                        changed = seen.overwritten if side == "output" else seen.given_overwritten
+                        place = Place(seen.name, side, changed, relu)  # type: ignore[arg-type]
+                        shape = (logits.shape[1], tensor.shape[2], tensor.shape[3])
+                        return Head(classifier.name, place, shape)
+    raise InputError(
+        f"{type(model).__name__} has no class maps: they need one linear classifier (or 1x1 convolution) on "
+        "features that are averaged over more than one position, with nothing between but dropout, so that "
+        "mean(class map) + bias = logit"
+    )
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-4 * float(b.abs().max()) + 1e-12)
+
+
 def named_pairs(layers: Sequence[str]) -> tuple[list[str], list[str]]:
     """Split ``["a:b", "c"]`` into the student's names ``[a, c]`` and the teacher's ``[b, c]``."""
     student, teacher = [], []
@@ -148,6 +258,18 @@ class _Call:
     version: int
     convolutions: int
     overwritten: bool = False
+    given: Tensor | None = None
+    """With noise: a copy of the first argument."""
+    argument: Tensor | None = None
+    argument_version: int = 0
+    given_overwritten: bool = False
+    seen: Tensor | None = None
+    """With noise: a copy of the output, as it was before any later operation in place."""
+
+    @property
+    def least(self) -> float:
+        assert self.seen is not None
+        return float(self.seen.min())
 
     @property
     def shape(self) -> tuple[int, int, int] | None:
@@ -213,13 +335,16 @@ def probe_output(model: nn.Module, input_shape: tuple[int, int, int] | None = No
     return tuple(output.shape[1:]) if isinstance(output, Tensor) else ()
 
 
-def _probe(model: nn.Module, input_shape: tuple[int, int, int] | None) -> list[_Call]:
-    """Run the model once on a blank image; every module's last answer, in the order in which they ended."""
+def _probe(model: nn.Module, input_shape: tuple[int, int, int] | None, noise: bool = False) -> list[_Call]:
+    """Run the model once on a blank image; every module's last answer, in the order in which they ended.
+
+    ``noise``: on an image of noise, keeping what every module is given and answers.
+    """
     failure: Exception | None = None
     shapes = [input_shape] if input_shape else input_shapes(model)
     for shape in shapes:
         try:
-            return _run_probe(model, shape)
+            return _run_probe(model, shape, noise)
         except (
             Exception
         ) as error:  # a network may refuse a shape in any way; the likeliest shape's reason is told
@@ -233,7 +358,7 @@ def _probe(model: nn.Module, input_shape: tuple[int, int, int] | None) -> list[_
     ) from failure
 
 
-def _run_probe(model: nn.Module, shape: tuple[int, int, int]) -> list[_Call]:
+def _run_probe(model: nn.Module, shape: tuple[int, int, int], noise: bool = False) -> list[_Call]:
     calls: dict[str, _Call] = {}
     counter = _ConvolutionCounter()
     overwritten_in_training: set[int] = set()
@@ -242,7 +367,10 @@ def _run_probe(model: nn.Module, shape: tuple[int, int, int]) -> list[_Call]:
         def record(module: nn.Module, args: Any, output: Any) -> None:
             version = output._version if isinstance(output, Tensor) else 0
             calls.pop(name, None)  # a module used twice counts where it runs last
-            calls[name] = _Call(name, module, len(calls), output, version, counter.count)
+            call = calls[name] = _Call(name, module, len(calls), output, version, counter.count)
+            if noise:
+                call.argument, call.argument_version, call.given = given.get(name, (None, 0, None))
+                call.seen = output.clone() if isinstance(output, Tensor) else None
             if (
                 isinstance(module, nn.modules.dropout._DropoutNd)
                 and module.inplace
@@ -252,21 +380,34 @@ def _run_probe(model: nn.Module, shape: tuple[int, int, int]) -> list[_Call]:
 
         return record
 
+    given: dict[str, tuple[Tensor, int, Tensor]] = {}
+
+    def keep_given(name: str, module: nn.Module, args: Any) -> None:
+        if args and isinstance(args[0], Tensor):
+            given[name] = args[0], args[0]._version, args[0].clone()
+
     with _undisturbed(model), counter:
         handles = [module.register_forward_hook(hook(name)) for name, module in model.named_modules()]
+        if noise:
+            for name, module in model.named_modules():
+                handles.append(module.register_forward_pre_hook(functools.partial(keep_given, name)))
         try:
             reference = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
-            model(torch.zeros(1, *shape, device=reference.device, dtype=reference.dtype))
+            image = torch.zeros(1, *shape, device=reference.device, dtype=reference.dtype)
+            model(image.normal_(generator=torch.Generator(image.device).manual_seed(0)) if noise else image)
         finally:
             for handle in handles:
                 handle.remove()
+
+    def overwritten(tensor: Tensor | None, version: int) -> bool:
+        return tensor is not None and (
+            tensor._version != version or tensor.untyped_storage().data_ptr() in overwritten_in_training
+        )
+
     for order, call in enumerate(calls.values()):
         call.order = order
-        if isinstance(call.output, Tensor):
-            call.overwritten = (
-                call.output._version != call.version
-                or call.output.untyped_storage().data_ptr() in overwritten_in_training
-            )
+        call.overwritten = isinstance(call.output, Tensor) and overwritten(call.output, call.version)
+        call.given_overwritten = overwritten(call.argument, call.argument_version)
     return list(calls.values())
 
 

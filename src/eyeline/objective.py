@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from eyeline.errors import InputError, unknown
 from eyeline.losses import LOSSES, Loss, Target
-from eyeline.observe import Observation
+from eyeline.observe import Observation, Observer
 
-SCHEDULES = ("constant", "linear", "cosine", "step")
+SCHEDULES = ("constant", "linear", "cosine", "step", "loss_rate")
+LEAST_SHARE = 0.1
+"""Of the cross entropy among balanced losses: unfloored its weight falls to 0.02 late in training."""
 Method = str | Mapping[str, Any]
 
 
@@ -24,7 +26,7 @@ class Weight:
     """The weight of a term over training.
 
     ``constant``; ``linear`` and ``cosine``: from ``value`` in the first epoch to 0 in the last; ``step``: in
-    proportion to the learning rate.
+    proportion to the learning rate; ``loss_rate``: times the share that :func:`loss_rates` gives the term.
     """
 
     value: float
@@ -47,6 +49,30 @@ class Weight:
             case "step":
                 return self.value * learning_rate_factor
         return self.value
+
+
+def loss_rates(names: Sequence[str], first: Tensor, last: Tensor) -> Tensor:
+    """Weights that follow how slowly each loss falls (AFT-KD, Sci. Rep. 13:18369, 2023).
+
+    With ``r_x = L_x / L⁰_x``, the last epoch's mean loss over the first epoch's: ``r_x / mean(r)``, which has
+    the mean 1. The weight of ``ce`` is at least 0.1, and the others are scaled so that the mean stays 1.
+
+    Args:
+        names: of the losses.
+        first, last: mean losses ``[n]``; one that was 0 in the first epoch counts as one that stays as it is.
+
+    Returns:
+        ``[n]``, detached.
+    """
+    first, last = first.detach(), last.detach()
+    rates = torch.where(first > 0, last / torch.where(first > 0, first, 1), 1)
+    mean = rates.mean()
+    weights = torch.where(mean > 0, rates / torch.where(mean > 0, mean, 1), 1)
+    if "ce" in names and len(names) > 1 and weights[names.index("ce")] < LEAST_SHARE:
+        others = torch.tensor([name != "ce" for name in names], device=weights.device)
+        scale = (len(names) - LEAST_SHARE) / weights[others].sum()
+        weights = torch.where(others, weights * scale, LEAST_SHARE)
+    return weights
 
 
 def resolve_method(method: Method) -> dict[str, dict[str, Any]]:
@@ -96,7 +122,11 @@ def resolve_method(method: Method) -> dict[str, dict[str, Any]]:
         schedule = loss.default_schedule_with_kd if "kd" in given else loss.default_schedule
         resolved[name] = {"weight": loss.default_weight, "schedule": schedule, **options}
         Weight(resolved[name]["weight"], resolved[name]["schedule"])
+    # a loss that is balanced is balanced with the cross entropy
+    balanced = any(options["schedule"] == "loss_rate" for options in resolved.values())
     cross_entropy = {"weight": 1.0, "schedule": "constant"} | resolved.pop("ce", {})
+    if balanced and "schedule" not in given.get("ce", {}):
+        cross_entropy["schedule"] = "loss_rate"
     if "kd" in resolved and "weight" not in given.get("ce", {}):
         share = resolved["kd"]["weight"]
         if share > 1:
@@ -104,7 +134,10 @@ def resolve_method(method: Method) -> dict[str, dict[str, Any]]:
                 f"the weight of 'kd' is {share}; expected at most 1, or give the weight of 'ce' as well"
             )
         cross_entropy["weight"] = round(1.0 - share, 12)
-    return {"ce": cross_entropy, **resolved}
+    method = {"ce": cross_entropy, **resolved}
+    if [options["schedule"] for options in method.values()].count("loss_rate") == 1:
+        raise InputError("schedule loss_rate balances losses with one another; expected it on at least two")
+    return method
 
 
 def method_name(method: Method) -> str:
@@ -144,6 +177,8 @@ class Objective(nn.Module):
     """
 
     factors: Tensor
+    first_losses: Tensor
+    last_losses: Tensor
 
     def __init__(self, method: Method) -> None:
         super().__init__()
@@ -152,20 +187,40 @@ class Objective(nn.Module):
         self.weights = {name: Weight(o["weight"], o["schedule"]) for name, o in self.method.items()}
         # a tensor: a weight that changes is then no new graph for torch.compile and no host transfer a step
         self.register_buffer("factors", torch.zeros(len(self.weights)), persistent=False)
+        # mean losses of the first and of the last epoch; 0 until there are any
+        self.register_buffer("first_losses", torch.zeros(len(self.weights)))
+        self.register_buffer("last_losses", torch.zeros(len(self.weights)))
         self.set_progress(0, 1)
 
     def set_progress(self, epoch: int, epochs: int, learning_rate_factor: float = 1.0) -> None:
         """Set the weights for ``epoch`` (from 0) of ``epochs``."""
         values = [weight.at(epoch, epochs, learning_rate_factor) for weight in self.weights.values()]
-        self.factors.copy_(torch.tensor(values))
+        factors = torch.tensor(values)
+        balanced = [i for i, weight in enumerate(self.weights.values()) if weight.schedule == "loss_rate"]
+        if balanced:
+            names = [list(self.weights)[i] for i in balanced]
+            rates = loss_rates(names, self.first_losses[balanced], self.last_losses[balanced])
+            factors[balanced] *= rates.to(factors)
+        self.factors.copy_(factors)
+
+    def end_epoch(self, losses: Mapping[str, float]) -> None:
+        """Tell the mean (unweighted) terms of the epoch that ended: schedule ``loss_rate`` follows them."""
+        self.last_losses.copy_(torch.tensor([losses[name] for name in self.weights]))
+        self.first_losses.copy_(torch.where(self.first_losses == 0, self.last_losses, self.first_losses))
 
     @property
     def needs_teacher(self) -> bool:
         return any(loss.needs_teacher for loss in self._losses().values())
 
-    def needs(self, what: str) -> bool:
-        """Whether some loss needs ``what`` observed: ``"logits"`` or ``"features"`` (of the teacher)."""
-        return any(loss.needs_teacher and what in loss.needs for loss in self._losses().values())
+    def needs(self, what: str, of_teacher: bool = False) -> bool:
+        """Whether some loss needs ``what`` observed (see ``Loss.needs``), of the teacher as well."""
+        losses = self._losses().values()
+        return any(what in loss.needs and (loss.needs_teacher or not of_teacher) for loss in losses)
+
+    def setup(self, student: Observer, teacher: Observer | None) -> None:
+        """Let the losses make their learnable parts for what is observed of these networks."""
+        for loss in self._losses().values():
+            loss.setup(student, teacher)
 
     def target(self, teacher: Observation) -> dict[str, Target]:
         """All that must be remembered of the teacher, by loss."""

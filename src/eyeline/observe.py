@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eyeline.errors import InputError
-from eyeline.layers import Layer, find_layers, named_layers
+from eyeline.layers import Layer, Place, find_head, find_layers, find_pre_activations, named_layers
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,16 @@ class Observation:
     """``[N, K]``."""
     features: tuple[Tensor, ...] = ()
     """``[N, C, H, W]`` for each observed layer, in the order of ``Observer.layers``."""
+    pre_activations: tuple[Tensor, ...] = ()
+    """``[N, C, H, W]`` for each observed layer: the feature before its activation function."""
+    class_maps: Tensor | None = None
+    """``[N, K, H, W]``: the classifier's weights on the features that it averages, without its bias."""
+    images: Tensor | None = None
+    """``[N, C, H, W]``: what the network was given."""
+    labels: Tensor | None = None
+    """``[N]`` int64, of the images."""
+    observer: Observer | None = None
+    """Who saw it, for what needs another pass."""
 
 
 class Observer:
@@ -33,11 +44,13 @@ class Observer:
             or one string with commas), or nothing (``()``), which observes the logits alone.
         input_shape: ``(C, H, W)`` of an image, for the probe that finds and checks the layers; by default
             taken from the model (timm's ``pretrained_cfg``) or tried out.
+        pre_activations: see what the layers' activation functions are given as well.
+        class_maps: see the class-activation maps as well.
 
     Raises:
-        InputError: a layer does not exist or does not answer a 4-D tensor; no layer can be found. When
-            called: the model answers no logits ``[N, K]``, an observed layer did not run, or its answer was
-            overwritten.
+        InputError: a layer does not exist or does not answer a 4-D tensor; no layer can be found; there are
+            no class maps or pre-activations where they are asked for. When called: the model answers no
+            logits ``[N, K]``, an observed layer did not run, or its answer was overwritten.
 
     The hooks stay on the model until :meth:`close`; they hold nothing between calls and are silent when the
     model is called by others. Of a layer that runs several times the last answer is seen. A model may be
@@ -56,6 +69,9 @@ class Observer:
         model: nn.Module,
         layers: str | Sequence[str] = "auto",
         input_shape: tuple[int, int, int] | None = None,
+        *,
+        pre_activations: bool = False,
+        class_maps: bool = False,
     ) -> None:
         self.model = model
         self.layers: tuple[Layer, ...]
@@ -64,29 +80,49 @@ class Observer:
         else:
             names = [name.strip() for name in layers.split(",")] if isinstance(layers, str) else layers
             self.layers = named_layers(model, names, input_shape)
-        self._seen: dict[str, Tensor] = {}
-        self._versions: dict[str, int] = {}
+        self._features = tuple(Place(layer.name, "output", layer.overwritten) for layer in self.layers)
+        self._pre_activations = (
+            find_pre_activations(model, self.layers, input_shape) if pre_activations else ()
+        )
+        self.head = find_head(model, input_shape) if class_maps else None
+        self._seen: dict[Place, Tensor] = {}
+        self._versions: dict[Place, int] = {}
         self._recording = False
         modules = dict(model.named_modules())
-        # bound methods rather than closures: an observed model can be copied and pickled whole
-        self._handles = [
-            modules[layer.name].register_forward_hook(functools.partial(self._record, layer))
-            for layer in self.layers
-        ]
+        # partials of methods rather than closures: an observed model can be copied and pickled whole
+        self._handles = []
+        heads = () if self.head is None else (self.head.features,)
+        for place in dict.fromkeys((*self._features, *self._pre_activations, *heads)):
+            module = modules[place.module]
+            if place.side == "output":
+                hook = functools.partial(self._record_output, place)
+                self._handles.append(module.register_forward_hook(hook))
+            else:
+                pre_hook = functools.partial(self._record_input, place)
+                self._handles.append(module.register_forward_pre_hook(pre_hook))
+        self._classifier = None if self.head is None else modules[self.head.classifier]
 
-    def _record(self, layer: Layer, module: nn.Module, args: Any, output: Tensor) -> None:
+    def _record_output(self, place: Place, module: nn.Module, args: Any, output: Tensor) -> None:
+        self._record(place, output)
+
+    def _record_input(self, place: Place, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self._record(place, args[0])
+
+    def _record(self, place: Place, tensor: Tensor) -> None:
         if self._recording:
             # a later in-place operation would change what is seen
-            self._seen[layer.name] = output.clone() if layer.overwritten else output
-            if not torch.compiler.is_compiling() and not output.is_inference():
-                self._versions[layer.name] = self._seen[layer.name]._version
+            self._seen[place] = tensor.clone() if place.overwritten else tensor
+            if not torch.compiler.is_compiling() and not tensor.is_inference():
+                self._versions[place] = self._seen[place]._version
 
-    def __call__(self, images: Tensor) -> Observation:
-        """Run the model on ``images`` ``[N, C, H, W]``."""
+    def __call__(self, images: Tensor, labels: Tensor | None = None) -> Observation:
+        """Run the model on ``images`` ``[N, C, H, W]``; their ``labels`` ``[N]`` are handed on."""
         self._recording = True
         try:
             logits = self.model(images)
-            features = tuple(self._feature(layer) for layer in self.layers)
+            features = tuple(self._tensor(place) for place in self._features)
+            pre_activations = tuple(self._tensor(place) for place in self._pre_activations)
+            class_maps = self._class_maps()
         finally:
             self._recording = False
             self._seen.clear()
@@ -94,21 +130,31 @@ class Observer:
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             shown = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise InputError(f"the model answers {shown}; expected logits [N, K] in one tensor")
-        return Observation(logits, features)
+        return Observation(logits, features, pre_activations, class_maps, images, labels, self)
 
-    def _feature(self, layer: Layer) -> Tensor:
-        feature = self._seen.get(layer.name)
-        if feature is None:
+    def _class_maps(self) -> Tensor | None:
+        if self.head is None:
+            return None
+        features = self._tensor(self.head.features)
+        if self.head.features.relu:
+            features = F.relu(features)
+        weight = self._classifier.weight  # type: ignore[union-attr]
+        return F.conv2d(features, weight.reshape(*weight.shape[:2], 1, 1))
+
+    def _tensor(self, place: Place) -> Tensor:
+        tensor = self._seen.get(place)
+        if tensor is None:
             raise InputError(
-                f"layer {layer.name!r} did not run in this forward pass, or was not seen: a compiled model "
+                f"layer {place.module!r} did not run in this forward pass, or was not seen: a compiled model "
                 "must be observed before its first call"
             )
-        if layer.name in self._versions and feature._version != self._versions[layer.name]:
+        if place in self._versions and tensor._version != self._versions[place]:
             raise InputError(
-                f"the output of layer {layer.name!r} was overwritten in place later in the forward pass "
-                "(not so in evaluation mode); observe another layer, or set inplace=False on what follows it"
+                f"the {place.side} of layer {place.module!r} was overwritten in place later in the forward "
+                "pass (not so in evaluation mode); observe another layer, or set inplace=False on what "
+                "follows it"
             )
-        return feature
+        return tensor
 
     def close(self) -> None:
         """Take the hooks off the model."""

@@ -175,7 +175,7 @@ def _fit(
     if fabric.device.type == "cpu":
         keep_freed_memory()
     device.place(distiller)
-    if _compiles(settings, fabric.device.type):
+    if _compiles(settings, fabric.device.type, distiller):
         distiller.student.compile()
         if distiller.teacher is not None:
             distiller.teacher.compile()
@@ -298,6 +298,7 @@ def _fit(
                 whole = torch.as_tensor(fabric.all_reduce(sums.clone(), reduce_op="sum"))
                 row = {"epoch": epoch, "step": step, "learning_rate": optimizer.param_groups[0]["lr"]}
                 row |= dict(zip(names, (whole / whole[-1]).tolist(), strict=False))
+                distiller.end_epoch({name: row[name] for name in distiller.objective.method})
                 if fabric.is_global_zero:
                     if epoch % settings.validate_every == 0 or step == total:
                         measured = evaluate(distiller.student, validation(), device.autocast)
@@ -374,7 +375,11 @@ def _set_progress(distiller: Distiller, settings: Settings, step: int, steps_per
     distiller.set_progress(epoch, settings.epochs, factor)
 
 
-def _compiles(settings: Settings, device: str) -> bool:
+def _compiles(settings: Settings, device: str, distiller: Distiller) -> bool:
+    if distiller.objective.needs("input_gradient"):  # torch.compile has no second derivative
+        if settings.compile == "on":
+            console.print("a method that differentiates gradients cannot be compiled: it runs as it is")
+        return False
     # on a CPU it gains little and costs half a minute
     return settings.compile == "on" or (settings.compile == "auto" and device == "cuda")
 

@@ -60,10 +60,19 @@ def map_distance(student: Tensor, teacher: Tensor, reduction: Reduction) -> Tens
     if student.shape != teacher.shape:
         # resizing is linear, so normalising before it as well changes nothing
         teacher = normalized(resized(teacher, (student.shape[1], student.shape[2])))
-    difference = student - teacher
+    return distance(student - teacher, reduction)
+
+
+def distance(difference: Tensor, reduction: Reduction) -> Tensor:
+    """Of ``d`` ``[N, ...]``: the mean of ``d²`` over everything, or the batch mean of ``||d||_2``."""
     if reduction == "mean_square":
         return difference.square().mean()
-    return torch.linalg.vector_norm(difference, dim=(1, 2)).mean()
+    return torch.linalg.vector_norm(difference.flatten(1), dim=1).mean()
+
+
+def default_weight(reduction: Reduction) -> float:
+    """Of a distance between vectors of unit norm."""
+    return 1000.0 if reduction == "mean_square" else 1.0
 
 
 def check_reduction(reduction: str) -> None:
@@ -93,7 +102,7 @@ class AttentionTransfer(Loss):
 
     @property
     def default_weight(self) -> float:
-        return 1000.0 if self.reduction == "mean_square" else 1.0
+        return default_weight(self.reduction)
 
     def target(self, teacher: Observation) -> Target:
         return {

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from eyeline.observe import Observation
+from eyeline.observe import Observation, Observer
 
 Target = Mapping[str, Tensor]
 
@@ -17,9 +17,12 @@ class Loss(nn.Module):
 
     name: ClassVar[str]
     """The name in a method string."""
-    needs: ClassVar[frozenset[str]] = frozenset({"logits"})
-    """What must be observed of both networks: ``logits``, ``features``."""
+    needs: frozenset[str] = frozenset({"logits"})
+    """What must be observed of both networks: ``logits`` (over the same classes), ``features``,
+    ``pre_activations``, ``class_maps``, ``input_gradient`` (a graph from the logits back to the images)."""
     needs_teacher: ClassVar[bool] = True
+    remembers: bool = True
+    """Whether the target may be stored and used again: not with learnable parts on the teacher's side."""
     default_schedule: ClassVar[str] = "constant"
     default_schedule_with_kd: ClassVar[str] = "constant"
     """Schedule of the weight when knowledge distillation is on as well."""
@@ -27,6 +30,13 @@ class Loss(nn.Module):
     @property
     def default_weight(self) -> float:
         return 1.0
+
+    def setup(self, student: Observer, teacher: Observer | None) -> None:
+        """Make the learnable parts, for the paired ``layers`` and the ``head`` of the networks. Called once.
+
+        Raises:
+            InputError: the method cannot work with these networks.
+        """
 
     def target(self, teacher: Observation) -> Target:
         """Reduce what the teacher showed to what must be remembered: detached, leading dimension N."""
