@@ -70,14 +70,14 @@ class _RegisterWithTimm(importlib.abc.MetaPathFinder):
 
             def execute_and_register(module: Any) -> None:
                 execute(module)
-                importlib.import_module("eyeline.models.wrn")
+                importlib.import_module("eyeline.models")
 
             spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
         return spec
 
 
 if "timm" in sys.modules:
-    importlib.import_module("eyeline.models.wrn")
+    importlib.import_module("eyeline.models")
 else:
     sys.meta_path.insert(0, _RegisterWithTimm())
 

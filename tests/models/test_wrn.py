@@ -13,19 +13,8 @@ from torch import nn
 from eyeline import InputError, Observer, create_model
 from eyeline.models import parameter_count
 from eyeline.models.wrn import SIZES, WideResNet, parse
+from networks import perturbed
 from oracles.wrn import wide_resnet
-
-
-def perturbed(model: nn.Module) -> nn.Module:
-    """Statistics, scales and biases away from 0 and 1, so that each is seen to be used."""
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            if name.endswith("running_var"):
-                tensor.uniform_(0.5, 2, generator=generator)
-            elif tensor.is_floating_point() and tensor.ndim == 1:
-                tensor.add_(torch.randn(tensor.shape, generator=generator) * 0.3)
-    return model
 
 
 @pytest.mark.parametrize(
@@ -112,7 +101,7 @@ def test_impossible_sizes(name: str) -> None:
 
 def test_unknown_options_are_refused_and_neutral_ones_taken() -> None:
     create_model("wrn_10_1", drop_rate=0.0, global_pool="avg", drop_path_rate=None)
-    with pytest.raises(InputError, match=r"wrn_10_1 has no option drop_rate=0.5"):
+    with pytest.raises(InputError, match=r"WideResNet has no option drop_rate=0.5"):
         create_model("wrn_10_1", drop_rate=0.5)
 
 

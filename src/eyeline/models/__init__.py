@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from eyeline.errors import InputError, unknown
-from eyeline.models import wrn
+from eyeline.models import mobilenet, nin, resnet, shufflenet, vgg, wrn  # noqa: F401 (known to timm)
 
 EMBEDDED = {"wrn_16_2.fashion_mnist": {"num_classes": 10, "in_chans": 1}}
 """Networks whose trained weights come with the package."""
@@ -33,8 +33,9 @@ def create_model(
     """Build a network by name.
 
     Args:
-        name: ``wrn_16_1`` and its family, any name timm knows, ``torchvision/NAME``, or the name of weights
-            that come with the package (``wrn_16_2.fashion_mnist``).
+        name: ``wrn_16_1``, ``resnet20`` and the others of docs/networks.md, any name timm knows,
+            ``torchvision/NAME``, or the name of weights that come with the package
+            (``wrn_16_2.fashion_mnist``).
         num_classes: classes K of the logits (default: the network's own).
         in_chans: channels of the images (default: the network's own, mostly 3).
         pretrained: load the weights that timm or torchvision publish, or that come with the package.
