@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -120,15 +120,16 @@ class Distiller(nn.Module):
             self.teacher.eval()
         return self
 
-    def target(self, images: Tensor) -> Mapping[str, Target]:
-        """What the losses need of the teacher for ``images`` ``[N, C, H, W]``: detached, dimension 0 is N."""
+    def target(self, images: Tensor, only: Collection[str] | None = None) -> Mapping[str, Target]:
+        """What the losses (``only``: some of them, by name) need of the teacher for ``images``
+        ``[N, C, H, W]``: detached, dimension 0 is N."""
         if self.observe_teacher is None:
             return {}
         assert self.teacher is not None
         if any(module.training for module in self.teacher.modules()):
             self.teacher.eval()
         with torch.no_grad():
-            return self.objective.target(self.observe_teacher(images))
+            return self.objective.target(self.observe_teacher(images), only)
 
     def forward(self, images: Tensor, labels: Tensor, targets: Mapping[str, Target] | None = None) -> Terms:
         """The losses of one batch.
@@ -136,10 +137,13 @@ class Distiller(nn.Module):
         Args:
             images: ``[N, C, H, W]``, the same view for student and teacher.
             labels: ``[N]``, int64.
-            targets: remembered from :meth:`target` for this very view; asked of the teacher if not given.
+            targets: remembered from :meth:`target` for this very view; the teacher is asked for those of the
+                losses that are not given, and does not run if all are.
         """
-        if targets is None:
-            targets = self.target(images)
+        targets = targets or {}
+        lacking = self.objective.targeted.keys() - targets.keys()
+        if lacking:
+            targets = {**targets, **self.target(images, lacking)}
         return self.objective(self.observe_student(images), targets, labels)
 
 

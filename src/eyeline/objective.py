@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -161,15 +161,21 @@ class Objective(nn.Module):
 
     @property
     def needs_teacher(self) -> bool:
-        return any(loss.needs_teacher for loss in self._losses().values())
+        return bool(self.targeted)
 
     def needs(self, what: str) -> bool:
         """Whether some loss needs ``what`` observed: ``"logits"`` or ``"features"`` (of the teacher)."""
-        return any(loss.needs_teacher and what in loss.needs for loss in self._losses().values())
+        return any(what in loss.needs for loss in self.targeted.values())
 
-    def target(self, teacher: Observation) -> dict[str, Target]:
-        """All that must be remembered of the teacher, by loss."""
-        return {name: loss.target(teacher) for name, loss in self._losses().items() if loss.needs_teacher}
+    @property
+    def targeted(self) -> dict[str, Loss]:
+        """The losses that need a target of the teacher."""
+        return {name: loss for name, loss in self._losses().items() if loss.needs_teacher}
+
+    def target(self, teacher: Observation, only: Collection[str] | None = None) -> dict[str, Target]:
+        """All that must be remembered of the teacher, by loss; ``only`` for some of them."""
+        wanted = self.targeted
+        return {n: loss.target(teacher) for n, loss in wanted.items() if only is None or n in only}
 
     def forward(self, student: Observation, targets: Mapping[str, Target], labels: Tensor) -> Terms:
         terms = {n: loss(student, targets.get(n, {}), labels) for n, loss in self._losses().items()}

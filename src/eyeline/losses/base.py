@@ -20,6 +20,10 @@ class Loss(nn.Module):
     needs: ClassVar[frozenset[str]] = frozenset({"logits"})
     """What must be observed of both networks: ``logits``, ``features``."""
     needs_teacher: ClassVar[bool] = True
+    remembers: ClassVar[bool] = True
+    """Whether the target is a function of the teacher and the view alone, so that it may be remembered."""
+    not_in_target: ClassVar[frozenset[str]] = frozenset()
+    """The parameters of ``__init__`` on which the target does not depend: all their values share a memory."""
     default_schedule: ClassVar[str] = "constant"
     default_schedule_with_kd: ClassVar[str] = "constant"
     """Schedule of the weight when knowledge distillation is on as well."""
