@@ -195,7 +195,8 @@ def test_a_recipe_and_what_stands_beside_it(called: dict[str, Any], tmp_path: Pa
     [
         (
             "distil",
-            "unknown command 'distil'; did you mean 'distill'? (demo, distill, look, report, study, train)",
+            "unknown command 'distil'; did you mean 'distill'? "
+            "(demo, distill, look, remember, report, study, train)",
         ),
         ("train m d --epoch 3", "unknown option --epoch; did you mean --epochs? (eyeline train --help)"),
         (

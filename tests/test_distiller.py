@@ -113,6 +113,10 @@ def test_remembered_targets_are_the_same_as_live(batch: tuple[Tensor, Tensor]) -
         for parameter in teacher.parameters():
             parameter.zero_()
     assert torch.equal(distiller(images, labels, remembered).total, live.total)  # the teacher is not asked
+    some = distiller(images, labels, {"at": remembered["at"]})  # asked for what is not given
+    assert torch.equal(some["at"], live["at"])
+    assert torch.equal(some["kd"], distiller(images, labels)["kd"])
+    assert set(distiller.target(images, only=["kd"])) == {"kd"}
     rows = [{n: {k: v[i : i + 2] for k, v in t.items()} for n, t in remembered.items()} for i in (0, 2, 4)]
     distiller.eval()
     parts = [

@@ -188,6 +188,10 @@ def test_a_run_that_is_needed_is_not_overwritten(teacher: Path, small: ImageData
         ({"teacher": "wrn_10_1"}, "no trained weights are published for wrn_10_1; give a run folder"),
         ({"teacher": TinyNet()}, "3 classes|answers"),
         ({"epochs": 0}, "epochs is 0; expected a whole number of at least 1"),
+        ({"views": 0}, "views is 0; expected a whole number of at least 1"),
+        ({"memory": ""}, "memory is ''; expected a folder"),
+        ({"memory_budget": 0.0}, r"memory_budget is 0\.0; expected a number of GB above 0"),
+        ({"memory_precision": "float8"}, "unknown memory_precision 'float8'; did you mean 'float"),
         ({"epoch": 1}, "unknown setting 'epoch'; did you mean 'epochs'"),
         ({"student": 3}, "model is 3; expected a name, a run folder"),
         ({"accelerator": "abacus"}, "cannot use accelerator='abacus'"),
@@ -387,6 +391,17 @@ def test_the_page_of_a_study(studied: Path) -> None:
     page = eyeline.report(studied)  # also the name of a package, which is imported by now
     assert page == studied / "report.html"
     assert "</html>" in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_the_demo_has_a_memory_in_its_study(tmp_path: Path, monkeypatch: Any, full: bool) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr("eyeline.jobs.train", lambda *arguments, **options: None)
+    monkeypatch.setattr(
+        "eyeline.jobs.study", lambda recipe, settings, **options: given.update(options, settings=settings)
+    )
+    eyeline.demo(str(tmp_path / "d"), full=full)
+    assert Path(given["settings"].memory) == Path(given["out"]) / "memory"
 
 
 # --- look ---------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """eyeline: teach a small vision network to look where a large one looks.
 
-The verbs (``train``, ``distill``, ``study``, ``look``, ``report``, ``demo``) do whole jobs; ``Distiller`` and
-``eyeline.functional`` serve a training loop of your own.
+The verbs (``train``, ``distill``, ``study``, ``remember``, ``look``, ``report``, ``demo``) do whole jobs;
+``Distiller`` and ``eyeline.functional`` serve a training loop of your own.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ _PUBLIC = {
     "distill": "eyeline.api",
     "load": "eyeline.api",
     "look": "eyeline.api",
+    "remember": "eyeline.api",
     "report": "eyeline.api",
     "study": "eyeline.api",
     "train": "eyeline.api",
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from eyeline.api import distill as distill
     from eyeline.api import load as load
     from eyeline.api import look as look
+    from eyeline.api import remember as remember
     from eyeline.api import report as report
     from eyeline.api import study as study
     from eyeline.api import train as train

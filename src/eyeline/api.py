@@ -17,7 +17,7 @@ from eyeline.settings import Settings
 if TYPE_CHECKING:
     from torch import nn
 
-VERBS = ("train", "distill", "study", "look", "report", "demo")
+VERBS = ("train", "distill", "study", "remember", "look", "report", "demo")
 
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 
@@ -201,6 +201,54 @@ def study(
         "teacher_weights": teacher_weights,
     }
     return jobs.study(recipe, Settings.of(**settings), out=out, resume=resume, overwrite=overwrite)
+
+
+@_with_settings
+def remember(
+    student: str | Any,
+    teacher: str | Any,
+    data: str | Any,
+    memory: str,
+    *,
+    methods: list[str] | dict[str, Any] = ["at+kd"],  # noqa: B006 (never changed)
+    layers: str | list[str] = "auto",
+    teacher_weights: str | None = None,
+    **settings: Any,
+) -> Path:
+    """Ask a teacher once for each view of each training image, and keep its answers for all runs.
+
+    A run with the same --memory reads them and does not run the teacher. What is there already is not asked
+    again, so an interrupted command goes on where it was. Give the settings of the runs to come, above all
+    their batch_size, views or epochs.
+
+    Args:
+        student: as in the runs to come: the teacher's layers are paired with its own
+        teacher: a run folder, a name (with its published weights), or an nn.Module
+        data: fashion_mnist, fashion_mnist_sample, cifar10, cifar100, folder:PATH, or a Python data set
+        memory: the folder to fill
+        methods: of the runs: a list of method strings, or a mapping from a name of yours to a method
+        layers: auto, or names: layer3, or student_layer:teacher_layer
+        teacher_weights: checkpoint of a teacher that is given by name (safetensors)
+        settings: see below
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: something given cannot work, or the folder remembers something else.
+        TrainingStopped: the disk is full; what was stored is kept.
+    """
+    from eyeline import jobs
+
+    recipe = {
+        "student": student,
+        "teacher": teacher,
+        "data": data,
+        "methods": methods,
+        "layers": layers,
+        "teacher_weights": teacher_weights,
+    }
+    return jobs.remember(recipe, Settings.of(memory=memory, **settings))
 
 
 def look(

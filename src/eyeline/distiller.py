@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from eyeline.errors import InputError
 from eyeline.layers import find_layers, named_pairs, pair_layers, probe_output, shared_input_shape
-from eyeline.losses import Target
+from eyeline.losses import Loss, Target
 from eyeline.objective import Method, Objective, Terms
 from eyeline.observe import Observer
 
@@ -70,6 +70,7 @@ class Distiller(nn.Module):
                 input_shape,
                 same_classes=self.objective.needs("logits", of_teacher=True),
             )
+        self.input_shape = input_shape
         needs = self.objective.needs
         student_layers: Sequence[str] = ()
         teacher_layers: Sequence[str] = ()
@@ -140,8 +141,11 @@ class Distiller(nn.Module):
             self.teacher.eval()
         return self
 
-    def target(self, images: Tensor, labels: Tensor | None = None) -> Mapping[str, Target]:
-        """What the losses need of the teacher for ``images`` ``[N, C, H, W]``: detached, dimension 0 is N.
+    def target(
+        self, images: Tensor, labels: Tensor | None = None, only: Collection[str] | None = None
+    ) -> Mapping[str, Target]:
+        """What the losses (``only``: some of them, by name) need of the teacher for ``images``
+        ``[N, C, H, W]``: detached, dimension 0 is N.
 
         Methods that differentiate the teacher's loss need the ``labels`` ``[N]`` as well.
         """
@@ -150,11 +154,7 @@ class Distiller(nn.Module):
         assert self.teacher is not None
         if any(module.training for module in self.teacher.modules()):
             self.teacher.eval()
-        differentiated = self.objective.needs("input_gradient", of_teacher=True)
-        with torch.set_grad_enabled(differentiated):
-            if differentiated:
-                images = images.detach().requires_grad_()
-            return self.objective.target(self.observe_teacher(images, labels))
+        return ask_teacher(self.observe_teacher, images, labels, self.objective.targeted, only)
 
     def forward(self, images: Tensor, labels: Tensor, targets: Mapping[str, Target] | None = None) -> Terms:
         """The losses of one batch.
@@ -162,13 +162,33 @@ class Distiller(nn.Module):
         Args:
             images: ``[N, C, H, W]``, the same view for student and teacher.
             labels: ``[N]``, int64.
-            targets: remembered from :meth:`target` for this very view; asked of the teacher if not given.
+            targets: remembered from :meth:`target` for this very view; the teacher is asked for those of the
+                losses that are not given, and does not run if all are.
         """
-        if targets is None:
-            targets = self.target(images, labels)
+        targets = targets or {}
+        lacking = self.objective.targeted.keys() - targets.keys()
+        if lacking:
+            targets = {**targets, **self.target(images, labels, lacking)}
         if self.objective.needs("input_gradient"):
             images = images.detach().requires_grad_()
         return self.objective(self.observe_student(images, labels), targets, labels)
+
+
+def ask_teacher(
+    observe: Observer,
+    images: Tensor,
+    labels: Tensor | None,
+    losses: Mapping[str, Loss],
+    only: Collection[str] | None = None,
+) -> dict[str, Target]:
+    """The targets of ``losses`` (``only``: some of them) from one forward pass, by name."""
+    asked = {name: loss for name, loss in losses.items() if only is None or name in only}
+    differentiated = any("input_gradient" in loss.needs for loss in asked.values())
+    with torch.set_grad_enabled(differentiated):
+        if differentiated:
+            images = images.detach().requires_grad_()
+        seen = observe(images, labels)
+        return {name: loss.target(seen) for name, loss in asked.items()}
 
 
 def _check_answers(

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -32,15 +33,22 @@ from eyeline.engine.run import (
     environment,
     is_main_process,
     plain,
-    read_json,
-    write_atomically,
-    write_json,
 )
-from eyeline.engine.trainer import Device, augmentation, console, evaluation_stream, fit
-from eyeline.errors import InputError
+from eyeline.engine.trainer import (
+    Device,
+    augmentation,
+    console,
+    evaluation_stream,
+    fit,
+    view_seed,
+)
+from eyeline.engine.trainer import remember as fill
+from eyeline.errors import InputError, TrainingStopped
 from eyeline.evaluate import attention_loss, evaluate
 from eyeline.evaluate.statistics import paired_difference, summary
+from eyeline.files import read_json, write_atomically, write_json
 from eyeline.layers import probe_output
+from eyeline.memory import Memory, SharedTeacher, target_names, weights_hash
 from eyeline.objective import method_name, resolve_method
 from eyeline.report.page import write_page
 from eyeline.settings import Settings
@@ -61,12 +69,15 @@ class _Teacher:
 def train(
     recipe: dict[str, Any], settings: Settings, *, out: str | None, resume: bool, overwrite: bool
 ) -> Run:
+    if settings.memory is not None:
+        raise InputError("memory is for what a teacher answers; train has no teacher")
     data = _data(recipe["data"], settings)
     network = _seeded(
         settings.seed,
         lambda: _network(recipe["model"], data, settings, recipe["pretrained"], recipe["weights"]),
     )
-    folder = _folder(out, "train", [_shown(recipe["model"]), data.name], settings, recipe, resume, overwrite)
+    path = _out(out, "train", [_shown(recipe["model"]), data.name, f"seed-{settings.seed}"])
+    folder = _folder(path, "train", settings, recipe, resume, overwrite)
     return _run("train", folder, recipe["model"], network, None, data, BASELINE, "auto", settings)
 
 
@@ -79,13 +90,24 @@ def distill(
     student = _seeded(
         settings.seed, lambda: _network(recipe["student"], data, settings, False, recipe["student_weights"])
     )
+    parts = [_shown(recipe["student"]), method_name(method), data.name, f"seed-{settings.seed}"]
+    path = _out(out, "distill", parts)
     # every mistake shows before a folder is made
-    _check(student, teacher, method, recipe["layers"], data, settings)
+    with closing(_check(student, teacher, method, recipe["layers"], data, settings)) as distiller:
+        memory, settings = _memory([distiller], data, settings, path, overwrite)
     recipe = {**recipe, "method": method}
-    parts = [_shown(recipe["student"]), method_name(method), data.name]
-    folder = _folder(out, "distill", parts, settings, recipe, resume, overwrite)
+    folder = _folder(path, "distill", settings, recipe, resume, overwrite)
     return _run(
-        "distill", folder, recipe["student"], student, teacher, data, method, recipe["layers"], settings
+        "distill",
+        folder,
+        recipe["student"],
+        student,
+        teacher,
+        data,
+        method,
+        recipe["layers"],
+        settings,
+        memory=memory,
     )
 
 
@@ -103,17 +125,23 @@ def study(
     student = recipe["student"]
     make = functools.partial(_network, student, data, settings)
     example = make()
-    for method in methods.values():
-        _check(example, teacher, method, recipe["layers"], data, settings)
-
-    recipe = {**recipe, "methods": methods, "seeds": seeds}
     path = _out(out, "study", [_shown(student), data.name])
     if len({_file_name(name).casefold() for name in methods}) < len(methods):
         raise InputError(
             f"methods {list(methods)} have names that make one folder; expected names that differ"
         )
     _keep(path, overwrite, student, recipe["teacher"])
-    record = RunFolder(path, _complete("study", recipe, settings), resume=resume, overwrite=overwrite)
+    with ExitStack() as stack:
+        distillers = [
+            stack.enter_context(closing(_check(example, teacher, method, recipe["layers"], data, settings)))
+            for method in methods.values()
+        ]
+        memory, settings = _memory(distillers, data, settings, path, overwrite)
+        recipe = {**recipe, "methods": methods, "seeds": seeds}
+        record = RunFolder(path, _complete("study", recipe, settings), resume=resume, overwrite=overwrite)
+        done = all((path / _file_name(n) / f"seed-{s}" / RESULT).exists() for n in methods for s in seeds)
+        if memory is not None and not done and Device.of(settings).fabric.world_size == 1:
+            fill(memory, distillers, data, settings)  # one forward pass a view for all methods and seeds
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in methods}
     for number, seed in enumerate(seeds):
         for name, method in methods.items():
@@ -132,6 +160,7 @@ def study(
                 method,
                 recipe["layers"],
                 seeded,
+                memory=memory,
                 label=f"{name}, seed {number + 1} of {len(seeds)}",
             )
             runs[name].append(
@@ -165,6 +194,28 @@ def study(
     return Run(path, content)
 
 
+def remember(recipe: dict[str, Any], settings: Settings) -> Path:
+    methods = _methods(recipe["methods"])
+    data = _data(recipe["data"], settings)
+    teacher = _teacher(recipe["teacher"], data, recipe["teacher_weights"])
+    example = _network(recipe["student"], data, settings)
+    with ExitStack() as stack:
+        distillers = [
+            stack.enter_context(closing(_check(example, teacher, method, recipe["layers"], data, settings)))
+            for method in methods.values()
+        ]
+        memory, settings = _memory(distillers, data, settings)
+        if memory is None:
+            raise InputError(
+                f"methods {list(methods)} need nothing of a teacher that could be remembered; "
+                "expected some as 'at+kd'"
+            )
+        fill(memory, distillers, data, settings)
+    if memory.stuck:
+        raise TrainingStopped(f"the memory {memory.folder} is not complete; the same command goes on")
+    return memory.folder
+
+
 def demo(out: Path, seeds: int | list[int] | None, full: bool, *, resume: bool, overwrite: bool) -> Run:
     name = "demo_full" if full else "demo"
     recipe = yaml.safe_load((resources.files("eyeline.data") / "assets" / f"{name}.yaml").read_text("utf-8"))
@@ -184,7 +235,8 @@ def demo(out: Path, seeds: int | list[int] | None, full: bool, *, resume: bool, 
         out = out / "study"
     arguments = {k: recipe.pop(k) for k in ("student", "teacher", "data", "methods", "seeds")}
     arguments |= {"layers": "auto", "teacher_weights": None} | ({} if seeds is None else {"seeds": seeds})
-    return study(arguments, Settings.of(**recipe), out=str(out), resume=resume, overwrite=overwrite)
+    remembering = Settings.of(**recipe, memory=str(out / "memory"))
+    return study(arguments, remembering, out=str(out), resume=resume, overwrite=overwrite)
 
 
 def look(
@@ -270,6 +322,8 @@ def _run(
     method: Any,
     layers: str | Sequence[str],
     settings: Settings,
+    *,
+    memory: Memory | None = None,
     label: str = "",
 ) -> Run:
     """Train, evaluate, and write what came out; a run that is finished already is read."""
@@ -282,7 +336,7 @@ def _run(
     # a loss's learnable parts depend on the seed alone, as the student does
     distiller = _seeded(settings.seed, lambda: Distiller(student, network, method, layers, shape))
     try:
-        device = fit(distiller, data, settings, folder, label=label)
+        device = fit(distiller, data, settings, folder, memory=memory, label=label)
     finally:
         distiller.close()
     if is_main_process():
@@ -469,22 +523,108 @@ def _check(
     layers: str | Sequence[str],
     data: ImageData,
     settings: Settings,
-) -> None:
-    """Show every mistake before a folder is made."""
+) -> Distiller:
+    """Show every mistake before a folder is made; the distiller is to be closed."""
     shape = _image_shape(data, settings)
-    distiller = Distiller(copy.deepcopy(student), teacher.network, method, layers, shape)
+    trial = Distiller(copy.deepcopy(student), teacher.network, method, layers, shape)
     try:
-        _try_step(distiller, shape, len(data.classes))
+        _try_step(trial, shape, len(data.classes))
     finally:
-        distiller.close()
+        trial.close()
+    distiller = Distiller(student, teacher.network, method, layers, shape)
     if distiller.objective.needs("logits", of_teacher=True):
         answered = probe_output(teacher.network, _image_shape(data, settings))
         if answered != (len(data.classes),):
+            distiller.close()
             raise InputError(
                 f"teacher {teacher.name} answers {list(answered)} for an image; {data.name} has "
                 f"{len(data.classes)} classes; train one on this data: "
                 f"eyeline train --model NAME --data {data.name}"
             )
+    return distiller
+
+
+def _memory(
+    distillers: Sequence[Distiller],
+    data: ImageData,
+    settings: Settings,
+    out: Path | None = None,
+    overwrite: bool = False,
+) -> tuple[Memory | None, Settings]:
+    """The memory that the settings ask for, and the settings with the number of views that it will hold.
+
+    Says what it will hold and where; writes nothing.
+    """
+    distillers = [distiller for distiller in distillers if target_names(distiller)]
+    if settings.memory is None or not distillers:
+        return None, settings
+    folder = Path(settings.memory).expanduser().resolve()
+    place = out.expanduser().resolve() if out is not None else None
+    if place is not None and (folder == place or folder in place.parents):
+        raise InputError(
+            f"memory {settings.memory} is the folder of the run, or around it; choose one of its own"
+        )
+    device, teacher = Device.of(settings), SharedTeacher(distillers)
+    device.place(teacher.network)
+    shape = _image_shape(data, settings)
+    memory = Memory(
+        settings.memory,
+        {
+            "teacher": weights_hash(teacher.network),
+            "data": data.fingerprint("train"),
+            "images": len(data.train),
+            "augmentation": augmentation(data, settings),
+            "image_size": shape,
+            "mean": data.mean,
+            "std": data.std,
+            "view_seed": view_seed(settings),
+            "precision": "bf16" if device.bf16 else "float32",
+            "memory_precision": settings.memory_precision,
+        },
+        len(data.train),
+        say=_say,
+        anew=overwrite and place is not None and place in folder.parents,
+    )
+    with device.autocast():
+        some = torch.zeros(2, *shape, device=device.torch_device)
+        size = len(data.train) * teacher.bytes_per_image(some, settings.memory_precision)
+    room = int(settings.memory_budget * 1e9 / size)
+    views = min(settings.epochs, settings.views or max(1, room))
+    if views > room:
+        raise InputError(
+            f"memory_budget is {settings.memory_budget:g} GB; {views} view{'s' * (views > 1)} of "
+            f"{len(data.train):,} images take {_amount(views * size)} "
+            f"({', '.join(teacher.losses)}); give a larger --memory_budget, fewer --views, "
+            "or --memory_precision uint8"
+        )
+    settings = dataclasses.replace(settings, views=views)
+    missing = len(memory.missing(teacher.losses, views))
+    if missing and device.fabric.world_size > 1:
+        raise InputError(
+            f"{missing} of {views} views are not in {settings.memory}, and several devices do not fill a "
+            "memory; fill it first with eyeline remember"
+        )
+    if missing and not memory.can_be_written():
+        raise InputError(
+            f"{missing} of {views} views are not in {settings.memory}, which cannot be written; "
+            "choose another folder with --memory"
+        )
+    _say(
+        f"memory: {views} view{'s' * (views > 1)} of {len(data.train):,} images, {_amount(size)} each, "
+        f"{_amount(views * size)} in all ({', '.join(teacher.losses)}), in {settings.memory}; "
+        + (f"{missing} to be filled" if missing else "all are there")
+    )
+    return memory, settings
+
+
+def _say(line: str) -> None:
+    if is_main_process():
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def _amount(size: int) -> str:
+    unit, name = next((u, n) for u, n in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if size >= u or n == "kB")
+    return f"{size / unit:.1f} {name}"
 
 
 def _try_step(distiller: Distiller, shape: tuple[int, int, int], classes: int) -> None:
@@ -589,15 +729,13 @@ def _complete(verb: str, recipe: Mapping[str, Any], settings: Settings) -> dict[
 
 
 def _folder(
-    out: str | None,
+    path: Path,
     verb: str,
-    parts: Sequence[str],
     settings: Settings,
     recipe: Mapping[str, Any],
     resume: bool,
     overwrite: bool,
 ) -> RunFolder:
-    path = _out(out, verb, [*parts, f"seed-{settings.seed}"])
     _keep(path, overwrite, *(recipe.get(name) for name in ("model", "student", "teacher")))
     return RunFolder(path, _complete(verb, recipe, settings), resume=resume, overwrite=overwrite)
 

@@ -210,7 +210,7 @@ class Objective(nn.Module):
 
     @property
     def needs_teacher(self) -> bool:
-        return any(loss.needs_teacher for loss in self._losses().values())
+        return bool(self.targeted)
 
     def needs(self, what: str, of_teacher: bool = False) -> bool:
         """Whether some loss needs ``what`` observed (see ``Loss.needs``), of the teacher as well."""
@@ -222,9 +222,14 @@ class Objective(nn.Module):
         for loss in self._losses().values():
             loss.setup(student, teacher)
 
+    @property
+    def targeted(self) -> dict[str, Loss]:
+        """The losses that need a target of the teacher."""
+        return {name: loss for name, loss in self._losses().items() if loss.needs_teacher}
+
     def target(self, teacher: Observation) -> dict[str, Target]:
         """All that must be remembered of the teacher, by loss."""
-        return {name: loss.target(teacher) for name, loss in self._losses().items() if loss.needs_teacher}
+        return {name: loss.target(teacher) for name, loss in self.targeted.items()}
 
     def forward(self, student: Observation, targets: Mapping[str, Target], labels: Tensor) -> Terms:
         terms = {n: loss(student, targets.get(n, {}), labels) for n, loss in self._losses().items()}

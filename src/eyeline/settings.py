@@ -38,6 +38,21 @@ class Settings:
     data_root: str | None = _setting(None, "folder where data sets lie, or are downloaded to")
     download: bool = _setting(False, "download a data set that is not there (its checksum is verified)")
 
+    # views and the teacher's memory
+    views: int | None = _setting(
+        None,
+        "distinct views of each training image, seen in turn (default: one an epoch; with a memory as many "
+        "as memory_budget holds)",
+    )
+    memory: str | None = _setting(
+        None,
+        "folder in which what the teacher answers to each view is remembered, for all runs that name it",
+    )
+    memory_budget: float = _setting(4.0, "GB of disk that the memory of a run or a study may take")
+    memory_precision: Literal["float16", "float32", "uint8"] = _setting(
+        "float16", "how it is remembered; float32: exactly; uint8: maps in a byte a position"
+    )
+
     # optimisation
     epochs: int = _setting(200, "passes over the training images")
     batch_size: int = _setting(128, "images a step, over all devices")
@@ -56,7 +71,9 @@ class Settings:
 
     # reproducibility
     seed: int = _setting(0, "seed of initialisation, order and (unless view_seed is given) views")
-    view_seed: int | None = _setting(None, "seed of the augmentation (default: seed)")
+    view_seed: int | None = _setting(
+        None, "seed of the augmentation (default: seed; with a memory 0, so that all seeds share it)"
+    )
     split_seed: int = _setting(
         0, "seed of the validation split and of train_size, the same for all runs of a study"
     )
@@ -86,11 +103,13 @@ class Settings:
         for name in ("epochs", "batch_size", "validate_every"):
             value = getattr(self, name)
             need(isinstance(value, int) and value >= 1, name, "a whole number of at least 1")
-        for name in ("train_size", "validation_size", "image_size", "checkpoint_every"):
+        for name in ("train_size", "validation_size", "image_size", "views", "checkpoint_every"):
             value = getattr(self, name)
             need(
                 value is None or (isinstance(value, int) and value >= 1), name, "a whole number of at least 1"
             )
+        need(self.memory is None or self.memory != "", "memory", "a folder")
+        need(self.memory_budget > 0, "memory_budget", "a number of GB above 0")
         need(self.learning_rate is None or self.learning_rate > 0, "learning_rate", "a number above 0")
         need(self.weight_decay is None or self.weight_decay >= 0, "weight_decay", "a number of at least 0")
         need(0 <= self.momentum < 1, "momentum", "a number in [0, 1)")

@@ -54,6 +54,38 @@ def test_a_batch_is_the_normalised_view_of_its_images() -> None:
         assert batch.images.dtype == torch.float32
 
 
+def test_views_are_seen_in_turn(tmp_path: Path) -> None:
+    """In orders that differ; and those of one view, whoever asks, in the same batches."""
+    paths = []
+    for i in range(9):
+        pixels = torch.randint(
+            0, 256, (20, 24, 3), generator=torch.Generator().manual_seed(i), dtype=torch.uint8
+        )
+        Image.fromarray(pixels.numpy()).save(tmp_path / f"{i}.png")
+        paths.append(tmp_path / f"{i}.png")
+    files = FileSplit(tuple(paths), torch.arange(9))
+    for split, options in ((tiny_split(9, 0), {}), (files, {"size": 8, "workers": 0})):
+        plain = stream(split, batch_size=4, view_seed=5, seed=1, **options)
+        ours = stream(split, batch_size=4, view_seed=5, seed=1, views=2, **options)
+        other = stream(split, batch_size=4, view_seed=5, seed=2, views=2, **options)
+        epochs = [by_index(list(plain.batches(start, start + 3))) for start in (0, 3)]
+        batches = list(ours.batches(0, 12))
+        assert [batch.view for batch in batches] == [0] * 3 + [1] * 3 + [0] * 3 + [1] * 3
+        assert not torch.equal(batches[0].indices, batches[6].indices)
+        for batch in batches:
+            for index, image in zip(batch.indices.tolist(), batch.images, strict=True):
+                assert torch.equal(image, epochs[batch.view][index])
+        for view in (0, 1):
+            for one, two in zip(ours.of_view(view), other.of_view(view), strict=True):
+                assert torch.equal(one.indices, two.indices)
+                assert torch.equal(one.images, two.images)
+                assert one.view == two.view == view
+        # those of a run whose seed is that of the views
+        same = stream(split, batch_size=4, view_seed=5, seed=5, **options)
+        for one, two in zip(ours.of_view(1), same.batches(3, 6), strict=True):
+            assert torch.equal(one.indices, two.indices)
+
+
 def test_without_augmentation_the_images_are_as_they_are() -> None:
     split = tiny_split(20, 0)
     for batch in stream(split, augmentation="none").batches(0, 6):

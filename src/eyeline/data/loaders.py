@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import signal
 from collections.abc import Iterator
@@ -27,13 +28,16 @@ class Batch:
     """``[B]`` int64."""
     indices: Tensor
     """``[B]`` int64: which samples of the split."""
+    view: int = 0
+    """Which view of them."""
 
 
 class TrainingStream:
     """The batches of a whole run, from any step on.
 
     Each epoch visits every image once, in an order that depends on (seed, epoch) alone, in batches as equal
-    as possible (so no last batch of one image). The view of a sample depends on (view_seed, epoch, index).
+    as possible (so no last batch of one image). The view of a sample depends on (view_seed, view, index)
+    alone, where the view is the number of the epoch, or with ``views`` that number modulo ``views``.
 
     Args:
         split: the training images.
@@ -42,6 +46,7 @@ class TrainingStream:
         normalization: applied on the device.
         seed: of the order.
         view_seed: of the views.
+        views: distinct views of a sample, seen in turn; by default each epoch has its own.
         device: where the batches go.
         rank, world: this process and their number; each takes its share of every batch.
         size: side of the crop, for files.
@@ -57,6 +62,7 @@ class TrainingStream:
         normalization: Normalization,
         seed: int = 0,
         view_seed: int = 0,
+        views: int | None = None,
         device: torch.device | str = "cpu",
         rank: int = 0,
         world: int = 1,
@@ -69,37 +75,47 @@ class TrainingStream:
             raise InputError(
                 f"{len(split)} images in batches of {batch_size} leave one of {world} devices without any"
             )
-        self.normalization, self.seed, self.view_seed = normalization, seed, view_seed
+        self.normalization, self.seed = normalization, seed
+        self.view_seed, self.views = view_seed, views
         self.device, self.rank, self.world = torch.device(device), rank, world
         self.augmentation, self.size, self.workers = augmentation, size, workers
         self.labels = split.labels.to(self.device)
         if isinstance(split, MemorySplit):
             padding = 4 if augmentation == "crop+flip" else 0
             self.view = CropFlip(split.images.to(self.device), padding, flip=augmentation != "none")
-        self._order: tuple[int, Tensor] = (-1, torch.empty(0))
 
     def indices(self, step: int) -> tuple[int, Tensor]:
-        """The epoch of a step, and the samples that this process sees in it."""
+        """The view of a step, and the samples that this process sees in it."""
         epoch, position = divmod(step, self.steps_per_epoch)
-        if self._order[0] != epoch:
-            self._order = (epoch, epoch_order(self.seed, epoch, len(self.split)))
-        return epoch, self._order[1].tensor_split(self.steps_per_epoch)[position][self.rank :: self.world]
+        order = epoch_order(self.seed, epoch, len(self.split))
+        view = epoch % self.views if self.views else epoch
+        return view, order.tensor_split(self.steps_per_epoch)[position][self.rank :: self.world]
+
+    def of_view(self, view: int) -> Iterator[Batch]:
+        """Every sample once, in one view: the batches of that epoch of a run whose seed is ``view_seed``.
+
+        So the batches of a view are always the same, whatever the seed and the step of the run that asks.
+        """
+        ordered = copy.copy(self)  # shares the images
+        ordered.seed = self.view_seed
+        return ordered.batches(view * self.steps_per_epoch, (view + 1) * self.steps_per_epoch)
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """The batches of the steps ``start ... stop - 1``."""
         if isinstance(self.split, MemorySplit):
             for step in range(start, stop):
-                epoch, indices = self.indices(step)
+                view, indices = self.indices(step)
                 indices = indices.to(self.device, non_blocking=True)
-                views = self.view(indices, self.view_seed, epoch)
-                yield Batch(self.normalization(views), self.labels[indices], indices)
+                images = self.normalization(self.view(indices, self.view_seed, view))
+                yield Batch(images, self.labels[indices], indices, view)
             return
         transform = SeededTransform(train_transform(self.augmentation, self.size))
         files = _Files(self.split, transform, self.view_seed)
-        for images, indices in _loader(files, _Steps(self, start, stop), self.workers, self.device):
+        loader = _loader(files, _Steps(self, start, stop), self.workers, self.device)
+        for step, (images, indices) in zip(range(start, stop), loader, strict=True):
             indices = indices.to(self.device, non_blocking=True)
             images = images.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
-            yield Batch(self.normalization(images), self.labels[indices], indices)
+            yield Batch(self.normalization(images), self.labels[indices], indices, self.indices(step)[0])
 
 
 def evaluation_batches(
@@ -131,18 +147,18 @@ def evaluation_batches(
 
 
 class _Files(Dataset[tuple[Tensor, int]]):
-    """Decodes and transforms one file for (epoch, index)."""
+    """Decodes and transforms one file for (view, index)."""
 
     def __init__(self, split: FileSplit, transform: SeededTransform, seed: int) -> None:
         self.split, self.transform, self.seed = split, transform, seed
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
-        epoch, index = key
-        return self.transform(self.split.load(index), self.seed, epoch, index), index
+        view, index = key
+        return self.transform(self.split.load(index), self.seed, view, index), index
 
 
 class _Steps:
-    """The (epoch, index) keys of the batches of some steps, made when they are asked for."""
+    """The (view, index) keys of the batches of some steps, made when they are asked for."""
 
     def __init__(self, stream: TrainingStream, start: int, stop: int) -> None:
         self.stream, self.start, self.stop = stream, start, stop
@@ -152,8 +168,8 @@ class _Steps:
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for step in range(self.start, self.stop):
-            epoch, indices = self.stream.indices(step)
-            yield [(epoch, int(i)) for i in indices]
+            view, indices = self.stream.indices(step)
+            yield [(view, int(i)) for i in indices]
 
 
 def _loader(

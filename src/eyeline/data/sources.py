@@ -151,14 +151,16 @@ class ImageData:
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
         return {name: split for name, split in splits.items() if split is not None}
 
-    def fingerprint(self) -> str:
-        """16 hexadecimal digits that change with the classes, labels or images of any split.
+    def fingerprint(self, only: str | None = None) -> str:
+        """16 hexadecimal digits that change with the classes, labels or images of any split, or of one.
 
         SHA-256 over class names, labels and pixels; files count by CLASS/FILE name and size in bytes, so a
         folder may be moved or copied.
         """
         digest = hashlib.sha256(json.dumps(self.classes).encode())
         for name, split in self.splits.items():
+            if only not in (None, name):
+                continue
             digest.update(f"{name} {len(split)}\n".encode())
             digest.update(split.labels.numpy().tobytes())
             if isinstance(split, MemorySplit):

@@ -59,6 +59,7 @@ def _choice(bits: Tensor, lowest: int, choices: int) -> Tensor:
     return (((bits >> lowest) & 0xFFFFF) * choices) >> 20
 
 
+@functools.lru_cache(maxsize=4)  # of this epoch and of the next, which a loader prepares
 def epoch_order(seed: int, epoch: int, length: int) -> Tensor:
     """The order in which an epoch visits its samples: a permutation of ``range(length)``."""
     generator = torch.Generator().manual_seed(mix(seed, epoch, 0x6F72646572) >> 1)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import csv
-import errno
 import io
-import json
 import os
 import platform
-import re
 import shutil
 import sys
 from collections.abc import Mapping
@@ -22,6 +19,8 @@ import yaml
 
 from eyeline import __version__
 from eyeline.errors import InputError, TrainingStopped
+from eyeline.files import is_left_over, read_json, write_atomically, write_json, write_text
+from eyeline.memory import remove_memories
 
 RECIPE = "recipe.yaml"
 ENVIRONMENT = "environment.json"
@@ -37,60 +36,15 @@ _CURVES = "tensorboard"
 _MARK = "# eyeline "  # the first line of a recipe of ours
 _COLUMNS = ("validation_accuracy", "validation_loss", "images_per_second")  # the last of metrics.csv
 # what may differ between a run and its continuation
-_FREE = {"out", "resume", "overwrite", "progress", "workers", "checkpoint_every", "data_root", "download"}
+_FREE = {
+    *("out", "resume", "overwrite", "progress", "workers", "checkpoint_every", "data_root", "download"),
+    "memory_budget",  # decides the number of views, which the recipe holds
+}
 
 
 def is_main_process() -> bool:
     """Whether this process writes the run folder; of a run on several devices, one does."""
     return all(int(os.environ.get(rank, 0)) == 0 for rank in ("LOCAL_RANK", "NODE_RANK", "RANK"))
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file beside its place, then rename it: the file is always whole, old or new.
-
-    Raises:
-        TrainingStopped: the disk is full, or the folder cannot be written; the earlier file is kept.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())  # or a power cut could leave the new name with no content
-        os.replace(temporary, path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        earlier = f"the earlier {path.name} is kept" if path.exists() else "nothing was written"
-        raise TrainingStopped(
-            f"could not write {path}: {'the disk is full' if full else error.strerror}; {earlier}; "
-            "once there is room, continue with --resume true"
-        ) from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write text atomically."""
-    write_atomically(path, text.encode())
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically."""
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-
-
-def read_json(path: Path, what: str) -> Any:
-    """Read a JSON file of ours.
-
-    Raises:
-        InputError: it is missing or damaged.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; expected {what}") from None
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path} is damaged ({error}); expected {what}") from error
 
 
 class RunFolder:
@@ -116,7 +70,7 @@ class RunFolder:
             return  # the main process has looked at the folder, and made it
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path} is a file; expected a folder for the run")
-        if self.path.is_dir() and any(not _is_left_over(file) for file in self.path.iterdir()):
+        if self.path.is_dir() and any(not is_left_over(file) for file in self.path.iterdir()):
             if not is_run(self.path):
                 raise InputError(
                     f"{self.path} holds files that are no run of eyeline; choose another folder with --out"
@@ -135,7 +89,7 @@ class RunFolder:
         except OSError as error:
             raise InputError(f"cannot make the folder {self.path}: {error.strerror}") from error
         for file in self.path.iterdir():
-            if _is_left_over(file):
+            if is_left_over(file):
                 file.unlink()
         if self.result is not None:
             return  # the record of a finished run stays as it is
@@ -158,6 +112,8 @@ class RunFolder:
         verb = (self.path / RECIPE).read_text(encoding="utf-8").removeprefix(_MARK).split()[0]
         before["verb"] = verb
         names = sorted((set(before) | set(self.recipe)) - _FREE)
+        if None not in (before.get("memory"), self.recipe.get("memory")):
+            names = [name for name in names if name != "memory"]  # a memory may have moved; it checks itself
         changed = [
             f"{n} was {before.get(n)!r}, is {self.recipe.get(n)!r}"
             for n in names
@@ -240,6 +196,7 @@ def remove_run(path: Path) -> None:
     for name in (ENVIRONMENT, METRICS, CHECKPOINT, RESULT, MODEL, STUDY, *_WEIGHTS, *_DRAWN):
         (path / name).unlink(missing_ok=True)
     shutil.rmtree(path / _CURVES, ignore_errors=True)
+    remove_memories(path)
     for run in path.glob("*/seed-*"):
         if is_run(run):
             remove_run(run)
@@ -247,11 +204,6 @@ def remove_run(path: Path) -> None:
                 run.rmdir()
                 run.parent.rmdir()
     (path / RECIPE).unlink(missing_ok=True)  # last: until then the folder is known as a run
-
-
-def _is_left_over(file: Path) -> bool:
-    """Of a process that was killed while it wrote."""
-    return re.fullmatch(r"\..+\.\d+\.part", file.name) is not None
 
 
 def plain(value: Any) -> Any:

@@ -11,7 +11,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +33,8 @@ from eyeline.engine.allocator import keep_freed_memory
 from eyeline.engine.run import RunFolder
 from eyeline.errors import InputError, TrainingStopped
 from eyeline.evaluate import evaluate
+from eyeline.losses import Target
+from eyeline.memory import Encoded, Memory, SharedTeacher, target_names
 from eyeline.settings import Settings
 
 console = Console(stderr=True)
@@ -126,9 +128,11 @@ class _Step(nn.Module):
     def __init__(self, distiller: Distiller) -> None:
         super().__init__()
         self.distiller = distiller
+        # not an argument of forward: Fabric would turn bf16 into float32
+        self.targets: Mapping[str, Target] = {}
 
     def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        terms = self.distiller(images, labels)
+        terms = self.distiller(images, labels, self.targets)
         count = float(len(labels))
         correct = (terms.logits.detach().argmax(1) == labels).sum()
         means = torch.stack([terms.total.detach().double(), *(term.double() for term in terms.values())])
@@ -144,11 +148,13 @@ def fit(
     settings: Settings,
     folder: RunFolder,
     *,
+    memory: Memory | None = None,
     label: str = "",
 ) -> Device:
     """Train a distiller's student; continue from the folder's checkpoint if there is one.
 
-    Writes ``metrics.csv``, ``tensorboard/`` and ``last.ckpt``. Returns where the training ran.
+    Writes ``metrics.csv``, ``tensorboard/`` and ``last.ckpt``. Returns where the training ran. With a
+    ``memory`` the teacher is asked, at the start of an epoch, for what is not stored of its view.
 
     Raises:
         InputError: the folder's checkpoint is damaged or of another network.
@@ -158,7 +164,7 @@ def fit(
     device = Device.of(settings, TensorBoardLogger(folder.path, name="", version="tensorboard"))
     device.fabric.launch()
     try:
-        _fit(distiller, data, settings, folder, label, device)
+        _fit(distiller, data, settings, folder, memory, label, device)
     except BaseException:
         _end_other_processes(device.fabric)
         raise
@@ -169,7 +175,13 @@ def fit(
 
 
 def _fit(
-    distiller: Distiller, data: ImageData, settings: Settings, folder: RunFolder, label: str, device: Device
+    distiller: Distiller,
+    data: ImageData,
+    settings: Settings,
+    folder: RunFolder,
+    memory: Memory | None,
+    label: str,
+    device: Device,
 ) -> None:
     fabric = device.fabric
     if fabric.device.type == "cpu":
@@ -186,7 +198,8 @@ def _fit(
 
     optimizer = make_optimizer(settings, distiller.trainable_parameters())
     peak = optimizer.param_groups[0]["lr"]
-    module, optimizer = fabric.setup(_Step(distiller), optimizer)
+    one_step = _Step(distiller)
+    module, optimizer = fabric.setup(one_step, optimizer)
     module.train()
 
     names = ["loss", "train_accuracy", *distiller.objective.method]
@@ -266,6 +279,23 @@ def _fit(
         rate = float(sums[-1]) * fabric.world_size / max(elapsed, 1e-9)
         return f"epoch {epoch}/{settings.epochs}", "  ".join(shown), f"{rate:,.0f} images/s"
 
+    remembered = {} if memory is None else target_names(distiller)  # loss -> name of its target
+    targets: dict[str, Encoded] = {}
+    view: int | None = None  # whose targets these are
+
+    def stop_if_interrupted() -> None:
+        if interrupted():
+            if step != saved:
+                check_finite(step, together=False)  # the other processes do not know of the interruption
+                save(step)
+            raise KeyboardInterrupt(f"stopped at step {step} of {total}; continue with --resume true")
+
+    def asking(number: int, done: int) -> None:
+        stop_if_interrupted()
+        if console.is_terminal:
+            figures = f"view {number + 1}: asking the teacher {100 * done // steps_per_epoch} %"
+            show(step, lambda: (f"epoch {step // steps_per_epoch + 1}/{settings.epochs}", figures, ""))
+
     if start % steps_per_epoch:
         _set_progress(distiller, settings, start, steps_per_epoch)
     step, began = start, time.perf_counter()
@@ -277,6 +307,14 @@ def _fit(
                 _set_progress(distiller, settings, step, steps_per_epoch)
                 sums.zero_()
                 seconds, began = 0.0, time.perf_counter()
+            if remembered and batch.view != view:
+                assert memory is not None
+                view = batch.view
+                targets = _view(memory, view, SharedTeacher([distiller]), stream, device, asking)
+            if remembered:
+                indices = stream.indices(step)[1]  # not the batch's, for which the host would wait
+                found = {name: targets[name].rows(indices, fabric.device).decode() for name in targets}
+                one_step.targets = {term: found[name] for term, name in remembered.items()}
             for group in optimizer.param_groups:
                 group["lr"] = peak * learning_rate_factor(settings, step, steps_per_epoch)
             # dropout and the like draw from a seed of the step, not from a state that a checkpoint would need
@@ -314,11 +352,74 @@ def _fit(
             show(step, functools.partial(figures, epoch, elapsed))
             if done == steps_per_epoch or step % every == 0:
                 save(step)
+            stop_if_interrupted()
+
+
+def remember(memory: Memory, distillers: Sequence[Distiller], data: ImageData, settings: Settings) -> None:
+    """Fill a memory ahead: every view of the settings, every target of the distillers, which share a teacher.
+
+    One forward pass of the teacher a view, for all of them; none for views that are stored. Where nothing
+    more can be stored it says so and ends.
+
+    Raises:
+        KeyboardInterrupt: on Ctrl-C or SIGTERM; the views that are done are kept.
+    """
+    device, teacher = Device.of(settings), SharedTeacher(distillers)
+    device.place(teacher.network)
+    if _compiles(settings, device.torch_device.type, *distillers):
+        teacher.network.compile()
+    stream = training_stream(data, settings, device)
+    views, steps = number_of_views(settings), stream.steps_per_epoch
+    began, asked = time.perf_counter(), 0
+    missing = memory.missing(teacher.losses, views)
+    with (
+        _progress(settings, max(1, len(missing) * steps), 0, "memory", shown=True) as show,
+        _interruptible() as interrupted,
+    ):
+
+        def asking(view: int, done: int) -> None:
+            nonlocal asked
             if interrupted():
-                if step != saved:
-                    check_finite(step, together=False)  # the other processes do not know of the interruption
-                    save(step)
-                raise KeyboardInterrupt(f"stopped at step {step} of {total}; continue with --resume true")
+                raise KeyboardInterrupt(f"stopped in view {view + 1} of {views}; the same command goes on")
+            asked += 1
+            rate = asked * len(data.train) / steps / max(time.perf_counter() - began, 1e-9)
+            show(asked, lambda: (f"view {view + 1}/{views}", "", f"{rate:,.0f} images/s"))
+
+        for view in range(views):
+            _view(memory, view, teacher, stream, device, asking)
+            if memory.stuck:
+                return
+
+
+def _view(
+    memory: Memory,
+    view: int,
+    teacher: SharedTeacher,
+    stream: TrainingStream,
+    device: Device,
+    asking: Callable[[int, int], None],
+) -> dict[str, Encoded]:
+    """The targets of a view; ``asking(view, batches done)`` is called after each forward of the teacher."""
+
+    def ask(names: Sequence[str]) -> Iterator[tuple[Tensor, dict[str, Target]]]:
+        if stream.world > 1:
+            raise TrainingStopped(
+                f"view {view + 1} is not in {memory.folder}, and several devices do not fill a memory; "
+                "fill it first with eyeline remember"
+            )
+        teacher.network.eval()
+        for done, batch in enumerate(stream.of_view(view), 1):
+            with device.autocast():
+                targets = teacher.targets(batch.images, batch.labels, names)
+            yield batch.indices, targets
+            asking(view, done)
+
+    return memory.view(view, teacher.losses, ask)
+
+
+def number_of_views(settings: Settings) -> int:
+    """How many distinct views of an image a run sees."""
+    return min(settings.views or settings.epochs, settings.epochs)
 
 
 def _end_other_processes(fabric: Fabric) -> None:
@@ -341,6 +442,13 @@ def augmentation(data: ImageData, settings: Settings) -> str:
     return settings.augmentation
 
 
+def view_seed(settings: Settings) -> int:
+    """The seed of the views: that of the run, or one for all runs that share a memory."""
+    if settings.view_seed is not None:
+        return settings.view_seed
+    return settings.seed if settings.memory is None else 0
+
+
 def training_stream(data: ImageData, settings: Settings, device: Device) -> TrainingStream:
     """The training batches that the settings ask for."""
     return TrainingStream(
@@ -349,7 +457,8 @@ def training_stream(data: ImageData, settings: Settings, device: Device) -> Trai
         augmentation=augmentation(data, settings),
         normalization=Normalization(data.mean, data.std),
         seed=settings.seed,
-        view_seed=settings.seed if settings.view_seed is None else settings.view_seed,
+        view_seed=view_seed(settings),
+        views=settings.views,
         device=device.torch_device,
         rank=device.fabric.global_rank,
         world=device.fabric.world_size,
@@ -375,8 +484,10 @@ def _set_progress(distiller: Distiller, settings: Settings, step: int, steps_per
     distiller.set_progress(epoch, settings.epochs, factor)
 
 
-def _compiles(settings: Settings, device: str, distiller: Distiller) -> bool:
-    if distiller.objective.needs("input_gradient"):  # torch.compile has no second derivative
+def _compiles(settings: Settings, device: str, *distillers: Distiller) -> bool:
+    if any(
+        distiller.objective.needs("input_gradient") for distiller in distillers
+    ):  # torch.compile has no second derivative
         if settings.compile == "on":
             console.print("a method that differentiates gradients cannot be compiled: it runs as it is")
         return False

@@ -90,6 +90,7 @@ class AttentionTransfer(Loss):
 
     name = "at"
     needs = frozenset({"features"})
+    not_in_target = frozenset({"reduction"})
     default_schedule_with_kd = "linear"
 
     def __init__(

@@ -22,7 +22,10 @@ class Loss(nn.Module):
     ``pre_activations``, ``class_maps``, ``input_gradient`` (a graph from the logits back to the images)."""
     needs_teacher: ClassVar[bool] = True
     remembers: bool = True
-    """Whether the target may be stored and used again: not with learnable parts on the teacher's side."""
+    """Whether the target is a function of the teacher and the view alone, so that it may be remembered: not
+    with learnable parts on the teacher's side."""
+    not_in_target: ClassVar[frozenset[str]] = frozenset()
+    """The parameters of ``__init__`` on which the target does not depend: all their values share a memory."""
     default_schedule: ClassVar[str] = "constant"
     default_schedule_with_kd: ClassVar[str] = "constant"
     """Schedule of the weight when knowledge distillation is on as well."""

@@ -139,6 +139,7 @@ class ClassActivationMapTransfer(Loss):
     """
 
     name = "cam"
+    not_in_target = frozenset({"min_max"})
     needs = frozenset({"logits", "class_maps"})
 
     def __init__(self, classes: Classes = "all", min_max: bool = False) -> None:

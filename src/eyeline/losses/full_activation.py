@@ -75,6 +75,7 @@ class FullActivationTransfer(Loss):
     convolution where the channels differ. Its weight falls linearly to 0 by default."""
 
     name = "act"
+    not_in_target = frozenset({"reduction"})
     needs = frozenset({"features"})
     default_schedule = "linear"
     default_schedule_with_kd = "linear"

@@ -108,6 +108,7 @@ class GradientAttentionTransfer(_GradientLoss):
     """
 
     name = "gat"
+    not_in_target = frozenset({"squared", "statistics"})
 
     def __init__(
         self,

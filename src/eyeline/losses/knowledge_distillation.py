@@ -54,6 +54,7 @@ class KnowledgeDistillation(Loss):
     beside it then has 1 - α."""
 
     name = "kd"
+    not_in_target = frozenset({"temperature"})
 
     def __init__(self, temperature: float = 4.0) -> None:
         super().__init__()

@@ -1,0 +1,66 @@
+"""Files that are written whole or not at all, and JSON."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from eyeline.errors import InputError, TrainingStopped
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file beside its place, then rename it: the file is always whole, old or new.
+
+    Raises:
+        TrainingStopped: the disk is full, or the folder cannot be written; the earlier file is kept.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # or a power cut could leave the new name with no content
+        os.replace(temporary, path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        earlier = f"the earlier {path.name} is kept" if path.exists() else "nothing was written"
+        raise TrainingStopped(
+            f"could not write {path}: {'the disk is full' if full else error.strerror}; {earlier}; "
+            "once there is room, continue with --resume true"
+        ) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text atomically."""
+    write_atomically(path, text.encode())
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path, what: str) -> Any:
+    """Read a JSON file of ours.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; expected {what}") from None
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path} is damaged ({error}); expected {what}") from error
+
+
+def is_left_over(file: Path) -> bool:
+    """Of a process that was killed while it wrote."""
+    return re.fullmatch(r"\..+\.\d+\.part", file.name) is not None
