@@ -209,12 +209,14 @@ def find_head(model: nn.Module, input_shape: tuple[int, int, int] | None = None)
             if isinstance(linear, nn.Conv2d):
                 spatial = classifier.shape is not None and classifier.shape[1] * classifier.shape[2] > 1
                 plain = linear.kernel_size == (1, 1) and linear.stride == (1, 1) and linear.groups == 1
-                if spatial and plain and _same(classifier.output.mean((2, 3)), logits):
+                # as it was answered: a ReLU behind it may have worked in place
+                answered = classifier.seen
+                if spatial and plain and answered is not None and _same(answered.mean((2, 3)), logits):
                     shape = (logits.shape[1], *classifier.shape[1:])  # type: ignore[index]
                     place = Place(classifier.name, "input", classifier.given_overwritten)
                     return Head(classifier.name, place, shape)
                 continue
-            if not (given.ndim == 2 and _same(classifier.output, logits)):
+            if not (given.ndim == 2 and classifier.seen is not None and _same(classifier.seen, logits)):
                 continue
             for seen, relu in ((c, relu) for relu in (False, True) for c in reversed(calls)):
                 for side, tensor in (("output", seen.seen), ("input", seen.given)):
