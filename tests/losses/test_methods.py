@@ -207,9 +207,7 @@ def test_gradient_is_the_finite_difference(method: Any) -> None:
     images, labels = batch(torch.float64)
     total = distiller(images, labels).total
     # a stop-gradient is no derivative: of these two the parameters of the losses are left out
-    parameters = (
-        [p for p in student.parameters()] if "aft" in str(method) else distiller.trainable_parameters()
-    )
+    parameters = list(student.parameters()) if "aft" in str(method) else distiller.trainable_parameters()
     gradients = torch.autograd.grad(total, parameters, allow_unused=True)
     generator = torch.Generator().manual_seed(3)
     direction = [torch.randn(p.shape, generator=generator, dtype=torch.float64) for p in parameters]
