@@ -629,18 +629,20 @@ def _amount(size: int) -> str:
 
 def _try_step(distiller: Distiller, shape: tuple[int, int, int], classes: int) -> None:
     """One step on noise: a loss that fails, is not finite, or has no gradient shows before any work."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        images, labels = torch.randn(4, *shape), torch.arange(4) % classes
     device = next(distiller.student.parameters()).device
     if distiller.teacher is not None:
         before = next((p.device for p in distiller.teacher.parameters()), device)
         distiller.teacher.to(device)
-    terms = distiller.train()(images.to(device), labels.to(device))
-    parameters = distiller.trainable_parameters()
-    gradients = torch.autograd.grad(terms.total, parameters, allow_unused=True)
-    if distiller.teacher is not None:
-        distiller.teacher.to(before)
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            images, labels = torch.randn(4, *shape), torch.arange(4) % classes
+            terms = distiller.train()(images.to(device), labels.to(device))
+            parameters = distiller.trainable_parameters()
+            gradients = torch.autograd.grad(terms.total, parameters, allow_unused=True)
+    finally:
+        if distiller.teacher is not None:
+            distiller.teacher.to(before)
     bad = [name for name, term in terms.items() if not torch.isfinite(term)]
     if not bad and not all(torch.isfinite(g).all() for g in gradients if g is not None):
         bad = ["the gradient"]

@@ -162,16 +162,21 @@ def find_pre_activations(
     places = []
     for layer in layers:
         call = calls[layer.name]
-        ends = [c for c in calls.values() if isinstance(c.module, ACTIVATIONS) and c.output is call.output]
+        # not one behind the layer that works in place on its answer
+        ends = [
+            c
+            for c in calls.values()
+            if isinstance(c.module, ACTIVATIONS) and c.output is call.output and c.order <= call.order
+        ]
         if ends:
             places.append(Place(ends[0].name, "input", ends[0].given_overwritten))
-        elif call.least < 0:
+        elif call.least < 0 and not call.activated:
             places.append(Place(layer.name, "output", layer.overwritten))
         else:
             raise InputError(
-                f"layer {layer.name!r} of {type(model).__name__} answers activated values, and its "
-                "activation is no module (torch.nn.ReLU and the like) that could be observed; name layers "
-                "whose answers come before it, as in layers=['layer1.1.bn2']"
+                f"layer {layer.name!r} of {type(model).__name__} answers activated values, but does not end in "
+                "an activation module (torch.nn.ReLU and the like) whose input could be observed; name layers "
+                "that do, or whose answers come before the activation, as in layers=['layer1.1.bn2']"
             )
     return tuple(places)
 
@@ -200,34 +205,21 @@ def find_head(model: nn.Module, input_shape: tuple[int, int, int] | None = None)
             pooling, another pooling, or features of one position.
     """
     calls = _probe(model, input_shape, noise=True)
-    logits = next(c for c in calls if c.name == "").output
-    if isinstance(logits, Tensor) and logits.ndim == 2:
-        for classifier in reversed(calls):
-            linear, given = classifier.module, classifier.given
-            if not (isinstance(linear, nn.Linear | nn.Conv2d) and given is not None):
-                continue
-            if isinstance(linear, nn.Conv2d):
-                spatial = classifier.shape is not None and classifier.shape[1] * classifier.shape[2] > 1
-                plain = linear.kernel_size == (1, 1) and linear.stride == (1, 1) and linear.groups == 1
-                # as it was answered: a ReLU behind it may have worked in place
-                answered = classifier.seen
-                if spatial and plain and answered is not None and _same(answered.mean((2, 3)), logits):
-                    shape = (logits.shape[1], *classifier.shape[1:])  # type: ignore[index]
-                    place = Place(classifier.name, "input", classifier.given_overwritten)
-                    return Head(classifier.name, place, shape)
-                continue
-            if not (given.ndim == 2 and classifier.seen is not None and _same(classifier.seen, logits)):
-                continue
-            for seen, relu in ((c, relu) for relu in (False, True) for c in reversed(calls)):
-                for side, tensor in (("output", seen.seen), ("input", seen.given)):
-                    if not (isinstance(tensor, Tensor) and tensor.ndim == 4 and tensor[0, 0].numel() > 1):
-                        continue
-                    mean = (tensor.relu() if relu else tensor).mean((2, 3))
-                    if mean.shape == given.shape and _same(mean, given):
-                        changed = seen.overwritten if side == "output" else seen.given_overwritten
-                        place = Place(seen.name, side, changed, relu)  # type: ignore[arg-type]
-                        shape = (logits.shape[1], tensor.shape[2], tensor.shape[3])
-                        return Head(classifier.name, place, shape)
+    head = _head(calls)
+    if head is not None:
+        return head
+    channels, height, width = next(c for c in calls if c.name == "").image
+    for factor in (2, 4, 8):  # features of one position are more in a larger image
+        try:
+            larger = _head(_run_probe(model, (channels, factor * height, factor * width), noise=True))
+        except Exception:  # a network may refuse a shape in any way
+            continue
+        if larger is not None:
+            raise InputError(
+                f"{type(model).__name__} has no class maps for images of {height}x{width}: its last features "
+                f"have one position; images of {factor * height}x{factor * width} would have "
+                f"{larger.shape[1]}x{larger.shape[2]} (a larger image_size, or a network for small images)"
+            )
     raise InputError(
         f"{type(model).__name__} has no class maps: they need one linear classifier (or 1x1 convolution) on "
         "features that are averaged over more than one position, with nothing between but dropout, so that "
@@ -235,8 +227,54 @@ def find_head(model: nn.Module, input_shape: tuple[int, int, int] | None = None)
     )
 
 
+def _head(calls: Sequence[_Call]) -> Head | None:
+    logits = next(c for c in calls if c.name == "").output
+    if not (isinstance(logits, Tensor) and logits.ndim == 2):
+        return None
+    for call in reversed(calls):
+        if not (_is_linear(call.module) and isinstance(call.seen, Tensor) and call.given is not None):
+            continue
+        if call.seen.ndim == 4 and call.seen[0, 0].numel() > 1:
+            if _same(call.seen.mean((2, 3)), logits):
+                place = Place(call.name, "input", call.given_overwritten)
+                return Head(call.name, place, (logits.shape[1], call.seen.shape[2], call.seen.shape[3]))
+        elif _same(call.seen.flatten(1), logits):
+            place, size = _averaged(calls, call.given.flatten(1)) or (None, ())
+            if place is not None:
+                return Head(call.name, place, (logits.shape[1], *size))
+    return None
+
+
+def _averaged(calls: Sequence[_Call], pooled: Tensor) -> tuple[Place, tuple[int, int]] | None:
+    """Where the features are seen whose average is ``pooled`` ``[N, C]``, and their height and width."""
+    norms = (c.seen for c in calls if isinstance(c.module, nn.modules.batchnorm._NormBase))
+    if any(isinstance(norm, Tensor) and _same(norm.flatten(1), pooled) for norm in norms):
+        return None  # batch norm behind the pooling: it changes nothing only until it is trained
+    for relu in (False, True):
+        for call in reversed(calls):
+            for side, tensor in (("output", call.seen), ("input", call.given)):
+                if not (isinstance(tensor, Tensor) and tensor.ndim == 4 and tensor[0, 0].numel() > 1):
+                    continue
+                if _same((tensor.relu() if relu else tensor).mean((2, 3)), pooled):
+                    changed = call.overwritten if side == "output" else call.given_overwritten
+                    place = Place(call.name, side, changed, relu)  # type: ignore[arg-type]
+                    return place, (tensor.shape[2], tensor.shape[3])
+    return None
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """A linear layer, or a convolution that is one at every position."""
+    if isinstance(module, nn.Conv2d):
+        return (module.kernel_size, module.stride, module.padding, module.groups) == ((1, 1), (1, 1), (0, 0), 1)
+    return isinstance(module, nn.Linear)
+
+
 def _same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-4 * float(b.abs().max()) + 1e-12)
+    """Whether both are equal but for rounding, whatever their size."""
+    if a.shape != b.shape:
+        return False
+    tolerance = max(1e-3, *(8 * torch.finfo(t.dtype).eps for t in (a, b)))
+    return torch.allclose(a.float(), b.float(), rtol=tolerance, atol=0.1 * tolerance * float(b.abs().max()))
 
 
 def named_pairs(layers: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -260,6 +298,8 @@ class _Call:
     version: int
     convolutions: int
     overwritten: bool = False
+    activated: bool = False
+    """The output is that of an activation, a module's or a function's."""
     given: Tensor | None = None
     """With noise: a copy of the first argument."""
     argument: Tensor | None = None
@@ -267,6 +307,11 @@ class _Call:
     given_overwritten: bool = False
     seen: Tensor | None = None
     """With noise: a copy of the output, as it was before any later operation in place."""
+
+    @property
+    def image(self) -> tuple[int, int, int]:
+        assert self.given is not None
+        return self.given.shape[1], self.given.shape[2], self.given.shape[3]
 
     @property
     def least(self) -> float:
@@ -346,11 +391,19 @@ def _probe(model: nn.Module, input_shape: tuple[int, int, int] | None, noise: bo
     shapes = [input_shape] if input_shape else input_shapes(model)
     for shape in shapes:
         try:
-            return _run_probe(model, shape, noise)
+            calls = _run_probe(model, shape, noise)
         except (
             Exception
         ) as error:  # a network may refuse a shape in any way; the likeliest shape's reason is told
             failure = failure or error
+            continue
+        answer = calls[-1].output
+        if noise and isinstance(answer, Tensor) and not bool(torch.isfinite(answer).all()):
+            raise InputError(
+                f"{type(model).__name__} answers values that are not finite for an image of noise: "
+                "its weights are not finite, or too large"
+            )
+        return calls
     tried = ", ".join("x".join(map(str, shape)) for shape in shapes[:4]) + (
         ", ..." if len(shapes) > 4 else ""
     )
@@ -362,15 +415,16 @@ def _probe(model: nn.Module, input_shape: tuple[int, int, int] | None, noise: bo
 
 def _run_probe(model: nn.Module, shape: tuple[int, int, int], noise: bool = False) -> list[_Call]:
     calls: dict[str, _Call] = {}
-    counter = _ConvolutionCounter()
+    watch = _FunctionWatch()
     overwritten_in_training: set[int] = set()
 
     def hook(name: str) -> Any:
         def record(module: nn.Module, args: Any, output: Any) -> None:
             version = output._version if isinstance(output, Tensor) else 0
             calls.pop(name, None)  # a module used twice counts where it runs last
-            call = calls[name] = _Call(name, module, len(calls), output, version, counter.count)
+            call = calls[name] = _Call(name, module, len(calls), output, version, watch.convolutions)
             if noise:
+                call.activated = any(t is output and v == version for t, v in watch.activated)
                 call.argument, call.argument_version, call.given = given.get(name, (None, 0, None))
                 call.seen = output.clone() if isinstance(output, Tensor) else None
             if (
@@ -388,7 +442,7 @@ def _run_probe(model: nn.Module, shape: tuple[int, int, int], noise: bool = Fals
         if args and isinstance(args[0], Tensor):
             given[name] = args[0], args[0]._version, args[0].clone()
 
-    with _undisturbed(model), counter:
+    with _undisturbed(model), watch:
         handles = [module.register_forward_hook(hook(name)) for name, module in model.named_modules()]
         if noise:
             for name, module in model.named_modules():
@@ -413,18 +467,27 @@ def _run_probe(model: nn.Module, shape: tuple[int, int, int], noise: bool = Fals
     return list(calls.values())
 
 
-class _ConvolutionCounter(TorchFunctionMode):
-    """Counts convolutions, whether a module or a function computes them."""
+class _FunctionWatch(TorchFunctionMode):
+    """Counts convolutions and keeps what activations answer, whether a module or a function computes them."""
 
     CONVOLUTIONS = frozenset({torch.conv2d, torch.conv_transpose2d})
+    ACTIVATIONS = frozenset(
+        {"relu", "relu6", "leaky_relu", "prelu", "rrelu", "elu", "celu", "selu", "gelu", "silu", "mish"}
+        | {"softplus", "hardswish", "hardtanh", "clamp"}
+    )
 
     def __init__(self) -> None:
         super().__init__()
-        self.count = 0
+        self.convolutions = 0
+        self.activated: list[tuple[Tensor, int]] = []
+        """Each with its version."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += func in self.CONVOLUTIONS
-        return func(*args, **(kwargs or {}))
+        self.convolutions += func in self.CONVOLUTIONS
+        answer = func(*args, **(kwargs or {}))
+        if getattr(func, "__name__", "").rstrip("_") in self.ACTIVATIONS and isinstance(answer, Tensor):
+            self.activated.append((answer, answer._version))
+        return answer
 
 
 @contextmanager

@@ -33,11 +33,7 @@ def full_activation_loss(student: Tensor, teacher: Tensor, reduction: Reduction 
         InputError: the number of channels differs, or the reduction is unknown.
     """
     check_reduction(reduction)
-    if student.shape[:2] != teacher.shape[:2]:
-        raise InputError(
-            f"activations of shape {list(student.shape)} and {list(teacher.shape)}; expected the same images "
-            "and channels (a 1x1 convolution on the student's can make them equal)"
-        )
+    _check_channels(student, teacher)
     with torch.autocast(student.device.type, enabled=False):
         target = resized(_wide(teacher.detach()), (student.shape[2], student.shape[3]))
         dims = (1, 2, 3)
@@ -61,9 +57,21 @@ def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
     Returns:
         A scalar >= 0; float64 for float64 activations, float32 otherwise.
+
+    Raises:
+        InputError: the number of channels differs.
     """
+    _check_channels(student, teacher)
     target = resized(_wide(teacher.detach()), (student.shape[2], student.shape[3]))
     return F.mse_loss(_wide(student), target)
+
+
+def _check_channels(student: Tensor, teacher: Tensor) -> None:
+    if student.shape[:2] != teacher.shape[:2]:
+        raise InputError(
+            f"activations of shape {list(student.shape)} and {list(teacher.shape)}; expected the same images "
+            "and channels (a 1x1 convolution on the student's can make them equal)"
+        )
 
 
 def _wide(activation: Tensor) -> Tensor:
@@ -121,6 +129,8 @@ class Hint(Loss):
 
     def __init__(self, layer: int | None = None) -> None:
         super().__init__()
+        if layer is not None and not isinstance(layer, int):
+            raise InputError(f"layer of loss 'hint' is {layer!r}; expected a whole number, or none")
         self.layer = layer
 
     @property
