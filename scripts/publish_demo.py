@@ -21,6 +21,7 @@ def main(study: Path) -> None:
     """Copy ``study.json`` and ``attention.png``, and rewrite the table between the README's marks."""
     content = read_study(study)
     content["environment"].pop("command")  # where the study lay is nobody's business
+    content["recipe"].pop("memory", None)
     (ROOT / "benchmarks" / "results" / "demo.json").write_text(
         json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import os
@@ -481,3 +482,39 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
     assert two["train_loss"] == pytest.approx(one.result["train_loss"], rel=0.03)
     assert two["train_loss"] != one.result["train_loss"]
     assert not list((tmp_path / "two").glob("*.ckpt"))
+
+
+def test_two_processes_read_one_memory(tmp_path: Path) -> None:
+    """Each the rows of its own images: the losses are those of the teacher at hand."""
+    settings: dict[str, Any] = {**SAMPLE, "precision": "float32", "memory_precision": "float32"}
+    pair = ("wrn_10_1", "wrn_16_2.fashion_mnist", "fashion_mnist_sample")
+    eyeline.remember(*pair, str(tmp_path / "m"), **settings)
+    words = [f"--{name}={value}" for name, value in settings.items()]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    last = []
+    for options in ([], [f"--memory={tmp_path / 'm'}"]):
+        out = tmp_path / f"run{len(last)}"
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "eyeline",
+                "distill",
+                *pair,
+                *words,
+                *options,
+                "--devices=2",
+                f"--out={out}",
+            ],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        last.append(json.loads((out / "result.json").read_text()))
+        (row,) = csv.DictReader((out / "metrics.csv").read_text().splitlines())
+        last[-1] |= {name: float(row[name]) for name in ("kd", "at")}
+    for name in ("train_loss", "kd", "at"):
+        assert last[1][name] == pytest.approx(last[0][name], rel=1e-4)

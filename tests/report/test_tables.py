@@ -118,6 +118,10 @@ def test_protocol_names_data_seeds_epochs(study: dict[str, Any]) -> None:
     assert text.startswith("fashion_mnist_sample, 500 labelled training images, 1,000 validation images, ")
     assert "5,000 test images, 5 seeds, 60 epochs" in text
     assert "\n" not in text
+    study["recipe"]["views"] = 60
+    assert protocol(study) == text
+    study["recipe"]["views"] = 20
+    assert "60 epochs, 20 views of each training image. Means" in protocol(study)
 
 
 def test_one_seed_has_no_spread_and_no_interval(study_maker: Callable[..., Path], tmp_path: Path) -> None:

@@ -42,7 +42,10 @@ class Loss(nn.Module):
         """
 
     def target(self, teacher: Observation) -> Target:
-        """Reduce what the teacher showed to what must be remembered: detached, leading dimension N."""
+        """Reduce what the teacher showed to what must be remembered: detached, leading dimension N.
+
+        A function of the observation and of the parameters of ``__init__`` alone, or ``remembers`` is False.
+        """
         return {}
 
     def forward(self, student: Observation, target: Target, labels: Tensor) -> Tensor:

@@ -216,6 +216,8 @@ def protocol(study: Mapping[str, Any]) -> str:
     parts.append(plural(seeds(study), "seed"))
     if isinstance(epochs := study["recipe"].get("epochs"), int):
         parts.append(plural(epochs, "epoch"))
+        if (views := study["recipe"].get("views") or epochs) < epochs:
+            parts.append(f"{plural(views, 'view')} of each training image")
     return (
         ", ".join(parts) + ". Means over seeds; ±: standard deviation over seeds. "
         "Difference: test accuracy minus that of the student alone, paired by seed, "
