@@ -271,7 +271,7 @@ def test_the_cross_entropy_joins_those_that_are_balanced() -> None:
     assert resolve_method("at+kd")["ce"]["schedule"] == "constant"
 
 
-def test_an_objective_balances_from_its_second_epoch() -> None:
+def test_an_objective_balances_by_the_epoch_before() -> None:
     objective = Objective({**BALANCED, "at": {"schedule": "loss_rate", "weight": 10}})
     student = Observation(
         torch.randn(4, 3, requires_grad=True), (torch.randn(4, 2, 5, 5, requires_grad=True),)

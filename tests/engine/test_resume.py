@@ -103,15 +103,26 @@ METHODS: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", METHODS)
 def test_methods_with_a_state_or_passes_of_their_own(tmp_path: Path, name: str, monkeypatch: Any) -> None:
-    """Cut off in the second epoch of three (step 10 of 21), and at the end of it: the weights have moved."""
+    """Cut off in the second of three epochs (step 10 of 21), and in the third (16), with weights that moved."""
     settings = {"method": METHODS[name], "epochs": 3}
     distill(tmp_path / "whole", **settings)
-    for saves in (6, 8):
+    for saves in (6, 9):
         run = tmp_path / f"cut {saves}"
         cut_off_here(monkeypatch, saves, run, **settings)
         torch.manual_seed(99)
         distill(run, **settings, resume=True)
         same(tmp_path / "whole", run)
+
+
+def test_balanced_weights_move_in_the_third_epoch(tmp_path: Path) -> None:
+    """In the second one the last epoch is the first, and all rates are 1."""
+    constant = {name: {**options, "schedule": "constant"} for name, options in METHODS["balanced"].items()}
+    distill(tmp_path / "balanced", method=METHODS["balanced"], epochs=3)
+    distill(tmp_path / "constant", method=constant, epochs=3)
+    balanced, still = metrics(tmp_path / "balanced"), metrics(tmp_path / "constant")
+    for name in ("ce", "at", "sym"):
+        assert [row[name] for row in balanced[:2]] == [row[name] for row in still[:2]]
+        assert balanced[2][name] != still[2][name]
 
 
 @pytest.mark.parametrize("name", METHODS)
