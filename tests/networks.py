@@ -87,3 +87,27 @@ def perturbed(model: nn.Module) -> nn.Module:
             elif tensor.is_floating_point() and tensor.ndim == 1:
                 tensor.add_(torch.randn(tensor.shape, generator=generator) * 0.3)
     return model
+
+
+class Smooth(nn.Module):
+    """Two resolutions, batch norm, smooth activations: its derivatives have no kink."""
+
+    def __init__(
+        self,
+        channels: int = 2,
+        widths: tuple[int, int] = (3, 4),
+        classes: int = 3,
+        strides: tuple[int, int] = (1, 2),
+    ) -> None:
+        super().__init__()
+        inputs = (channels, widths[0])
+        self.low, self.high = (
+            nn.Sequential(nn.Conv2d(i, w, 3, stride, 1), nn.BatchNorm2d(w), activation)
+            for i, w, stride, activation in zip(
+                inputs, widths, strides, (nn.Softplus(), nn.Tanh()), strict=True
+            )
+        )
+        self.head = nn.Linear(widths[1], classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.high(self.low(x)).mean((2, 3)))

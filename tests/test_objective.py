@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eyeline import InputError
-from eyeline.objective import SCHEDULES, Objective, Weight, method_name, resolve_method
+from eyeline.objective import SCHEDULES, Objective, Weight, loss_rates, method_name, resolve_method
 from eyeline.observe import Observation
+from oracles import balancer as oracle
 
 CE = {"weight": 1.0, "schedule": "constant"}
 AT = {"weight": 1000.0, "schedule": "constant", "exponent": 2.0, "reduce": "sum", "reduction": "mean_square"}
@@ -121,6 +122,8 @@ def test_method_name(method: Any, name: str) -> None:
         ({"ce": {"weight": -1}}, "weight is -1"),
         ({"kd": {"weight": 1.5}}, "weight of 'kd' is 1.5; expected at most 1, or give the weight of 'ce'"),
         ({"at": 1000}, "options of loss 'at' are 1000; expected a mapping"),
+        ({"ce": {"schedule": "loss_rate"}}, "loss_rate balances losses .*expected it on at least two"),
+        ({"at": {"schedule": "loss_rate"}, "ce": {"schedule": "constant"}}, "expected it on at least two"),
     ],
     ids=str,
 )
@@ -186,3 +189,141 @@ def test_total_is_the_weighted_sum_and_needs_are_told() -> None:
         torch.testing.assert_close(terms.total.detach(), expected)
         assert terms.total.requires_grad
     assert not any("factors" in name for name in objective.state_dict())  # a function of the epoch, not state
+
+
+# --- weights that follow the rates of the losses ------------------------------------------------------------
+
+BALANCED = {"at": {"schedule": "loss_rate"}, "kd": {"schedule": "loss_rate"}}
+
+
+@pytest.mark.parametrize(
+    ("names", "first", "last", "expected"),
+    [
+        # rates 1/2 and 1/4: mean 3/8
+        (("ce", "at"), (2.0, 4.0), (1.0, 1.0), (4 / 3, 2 / 3)),
+        # rates 1/2, 1, 3/2: mean 1
+        (("ce", "at", "kd"), (2.0, 1.0, 4.0), (1.0, 1.0, 6.0), (0.5, 1.0, 1.5)),
+        # rates 1/100 and 1: 2/101 is below the floor, and at has the rest of 2
+        (("ce", "at"), (1.0, 1.0), (0.01, 1.0), (0.1, 1.9)),
+        # rates 1/100, 1/2, 1: the others keep their ratio, 2.9 in all
+        (("ce", "at", "kd"), (1.0, 1.0, 1.0), (0.01, 0.5, 1.0), (0.1, 2.9 / 3, 5.8 / 3)),
+        # only the cross entropy has a floor
+        (("ce", "at"), (1.0, 1.0), (1.0, 0.01), (2 / 1.01, 0.02 / 1.01)),
+        (("at", "kd"), (1.0, 1.0), (0.01, 1.0), (0.02 / 1.01, 2 / 1.01)),
+        # a loss of 0 in the first epoch counts as one that stays as it is
+        (("ce", "at"), (1.0, 0.0), (0.5, 3.0), (2 / 3, 4 / 3)),
+        (("ce", "at"), (0.0, 0.0), (0.0, 0.0), (1.0, 1.0)),
+        (("ce", "at"), (2.0, 3.0), (0.0, 0.0), (1.0, 1.0)),
+        # a loss that fell to 0 has no weight, but for the cross entropy; nor has one below 0
+        (("ce", "at"), (2.0, 3.0), (1.0, 0.0), (2.0, 0.0)),
+        (("ce", "at"), (2.0, 3.0), (1.0, -9.0), (2.0, 0.0)),
+        (("ce", "at"), (2.0, 3.0), (0.0, 1.0), (0.1, 1.9)),
+    ],
+    ids=str,
+)
+def test_weights_follow_the_rates(
+    names: tuple[str, ...], first: tuple[float, ...], last: tuple[float, ...], expected: tuple[float, ...]
+) -> None:
+    found = loss_rates(
+        names, torch.tensor(first, dtype=torch.float64), torch.tensor(last, dtype=torch.float64)
+    )
+    assert found.tolist() == pytest.approx(expected, rel=1e-12, abs=1e-15)
+    assert oracle.weights(names, first, last) == pytest.approx(expected, rel=1e-12, abs=1e-15)
+
+
+@given(st.lists(st.tuples(st.floats(1e-3, 1e3), st.floats(0, 1e3)), min_size=2, max_size=5))
+def test_balanced_weights_have_the_mean_1(losses: list[tuple[float, float]]) -> None:
+    names = ("ce", "at", "kd", "gat", "sym")[: len(losses)]
+    first, last = zip(*losses, strict=True)
+    found = loss_rates(
+        names, torch.tensor(first, dtype=torch.float64), torch.tensor(last, dtype=torch.float64)
+    )
+    assert found.tolist() == pytest.approx(oracle.weights(names, first, last), rel=1e-9, abs=1e-12)
+    assert found.mean().item() == pytest.approx(1)
+    assert found[0] >= 0.1
+    assert (found >= 0).all()
+
+
+def test_balanced_weights_are_constants_for_the_gradient() -> None:
+    """Differentiated as well, the weights would have the cross entropy grow: its rate is already low."""
+    losses = torch.tensor([0.2, 1.0], dtype=torch.float64, requires_grad=True)
+    first = torch.ones(2, dtype=torch.float64)
+    weights = loss_rates(("ce", "at"), first, losses)
+    assert not weights.requires_grad
+    (gradient,) = torch.autograd.grad((weights * losses).sum(), losses)
+    assert gradient.tolist() == pytest.approx([1 / 3, 5 / 3])  # rates 0.2 and 1, mean 0.6
+    wrong = oracle.undetached_gradient(("ce", "at"), (1.0, 1.0), (0.2, 1.0))
+    assert wrong[0] == pytest.approx(2 * (0.2**2 + 2 * 0.2 - 1) / 1.2**2, rel=1e-6)
+    assert wrong[0] < 0 < gradient[0]
+
+
+def test_the_cross_entropy_joins_those_that_are_balanced() -> None:
+    resolved = resolve_method(BALANCED)
+    assert {name: options["schedule"] for name, options in resolved.items()} == dict.fromkeys(
+        ("ce", "at", "kd"), "loss_rate"
+    )
+    assert resolved["ce"]["weight"] == 0.1
+    assert resolve_method(resolved) == resolved
+    kept = resolve_method({**BALANCED, "ce": {"schedule": "constant"}})
+    assert [options["schedule"] for options in kept.values()] == ["constant", "loss_rate", "loss_rate"]
+    mixed = resolve_method({"at": {"schedule": "loss_rate"}, "kd": {}})
+    assert [options["schedule"] for options in mixed.values()] == ["loss_rate", "loss_rate", "constant"]
+    assert resolve_method("at+kd")["ce"]["schedule"] == "constant"
+
+
+def test_an_objective_balances_by_the_epoch_before() -> None:
+    objective = Objective({**BALANCED, "at": {"schedule": "loss_rate", "weight": 10}})
+    student = Observation(
+        torch.randn(4, 3, requires_grad=True), (torch.randn(4, 2, 5, 5, requires_grad=True),)
+    )
+    targets = objective.target(Observation(torch.randn(4, 3), (torch.randn(4, 6, 5, 5),)))
+    labels = torch.tensor([0, 1, 2, 0])
+    epochs = [
+        {"ce": 2.0, "at": 0.4, "kd": 5.0},
+        {"ce": 1.0, "at": 0.3, "kd": 5.0},
+        {"ce": 0.02, "at": 0.2, "kd": 4.0},
+        {"ce": 3.0, "at": 0.1, "kd": 1.0},
+    ]
+    shares = [1.0, 1.0, 1.0]
+    for epoch, losses in enumerate(epochs):
+        objective.set_progress(epoch, len(epochs))
+        expected = [value * share for value, share in zip((0.1, 10, 0.9), shares, strict=True)]
+        assert objective.factors.tolist() == pytest.approx(expected, rel=1e-6)
+        terms = objective(student, targets, labels)
+        (gradient,) = torch.autograd.grad(terms.total, student.logits, retain_graph=True)
+        plain = [objective.losses[name](student, targets.get(name, {}), labels) for name in ("ce", "kd")]
+        weighted = expected[0] * plain[0] + expected[2] * plain[1]
+        torch.testing.assert_close(gradient, torch.autograd.grad(weighted, student.logits)[0])
+        objective.end_epoch(losses)
+        names = tuple(losses)
+        shares = oracle.weights(names, tuple(epochs[0].values()), tuple(losses.values()))
+    assert objective.first_losses.tolist() == pytest.approx(list(epochs[0].values()))
+
+
+def test_balancing_goes_on_from_a_saved_state() -> None:
+    whole, cut = Objective(BALANCED), Objective(BALANCED)
+    for losses in ({"ce": 2.0, "at": 0.4, "kd": 5.0}, {"ce": 1.0, "at": 0.3, "kd": 5.0}):
+        whole.end_epoch(losses)
+    assert cut.load_state_dict(whole.state_dict())
+    for objective in (whole, cut):
+        objective.set_progress(2, 9)
+    assert torch.equal(whole.factors, cut.factors)
+    assert not torch.equal(whole.factors, Objective(BALANCED).factors)
+    for objective in (whole, cut):
+        objective.end_epoch({"ce": 0.5, "at": 0.2, "kd": 1.0})
+        objective.set_progress(3, 9)
+    assert torch.equal(whole.factors, cut.factors)
+
+
+def test_a_loss_that_starts_at_0_is_followed_from_its_first_value() -> None:
+    objective = Objective({"at": {"schedule": "loss_rate", "weight": 1}})
+    for losses, shares in (
+        ({"ce": 2.0, "at": 0.0}, (1.0, 1.0)),
+        ({"ce": 1.0, "at": 4.0}, (2 / 3, 4 / 3)),  # rates 1/2 and 1
+        ({"ce": 1.0, "at": 2.0}, (1.0, 1.0)),  # rates 1/2 and 1/2
+    ):
+        objective.end_epoch(losses)
+        objective.set_progress(1, 9)
+        assert objective.factors.tolist() == pytest.approx(shares)
+    with pytest.raises(InputError, match="the mean of at is missing; expected ce, at"):
+        objective.end_epoch({"ce": 1.0})

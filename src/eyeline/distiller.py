@@ -203,5 +203,5 @@ def _check_answers(
     if same_classes and ours != theirs:
         raise InputError(
             f"the student answers {ours} classes, the teacher {theirs}; "
-            "a method that compares logits (kd) needs the same classes ('at' does not)"
+            "a method that looks at the teacher's logits (kd, gat) needs the same classes ('at' does not)"
         )

@@ -59,13 +59,14 @@ def loss_rates(names: Sequence[str], first: Tensor, last: Tensor) -> Tensor:
 
     Args:
         names: of the losses.
-        first, last: mean losses ``[n]``; one that was 0 in the first epoch counts as one that stays as it is.
+        first, last: mean losses ``[n]``; one whose first is not above 0 counts as one that stays as it is,
+            one whose last is below 0 as 0.
 
     Returns:
         ``[n]``, detached.
     """
     first, last = first.detach(), last.detach()
-    rates = torch.where(first > 0, last / torch.where(first > 0, first, 1), 1)
+    rates = torch.where(first > 0, last.clamp(min=0) / torch.where(first > 0, first, 1), 1)
     mean = rates.mean()
     weights = torch.where(mean > 0, rates / torch.where(mean > 0, mean, 1), 1)
     if "ce" in names and len(names) > 1 and weights[names.index("ce")] < LEAST_SHARE:
@@ -187,7 +188,7 @@ class Objective(nn.Module):
         self.weights = {name: Weight(o["weight"], o["schedule"]) for name, o in self.method.items()}
         # a tensor: a weight that changes is then no new graph for torch.compile and no host transfer a step
         self.register_buffer("factors", torch.zeros(len(self.weights)), persistent=False)
-        # mean losses of the first and of the last epoch; 0 until there are any
+        # mean losses of the last epoch, and of the first one in which they were not 0; 0 until there are any
         self.register_buffer("first_losses", torch.zeros(len(self.weights)))
         self.register_buffer("last_losses", torch.zeros(len(self.weights)))
         self.set_progress(0, 1)
@@ -204,7 +205,16 @@ class Objective(nn.Module):
         self.factors.copy_(factors)
 
     def end_epoch(self, losses: Mapping[str, float]) -> None:
-        """Tell the mean (unweighted) terms of the epoch that ended: schedule ``loss_rate`` follows them."""
+        """Tell the mean (unweighted) terms of the epoch that ended: schedule ``loss_rate`` follows them.
+
+        Raises:
+            InputError: a term of the method is missing.
+        """
+        missing = [name for name in self.weights if name not in losses]
+        if missing:
+            raise InputError(
+                f"the mean of {', '.join(missing)} is missing; expected {', '.join(self.weights)}"
+            )
         self.last_losses.copy_(torch.tensor([losses[name] for name in self.weights]))
         self.first_losses.copy_(torch.where(self.first_losses == 0, self.last_losses, self.first_losses))
 

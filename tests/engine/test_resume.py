@@ -18,6 +18,7 @@ import eyeline
 import tiny
 from eyeline.cli import main
 from eyeline.errors import InputError, TrainingStopped
+from eyeline.objective import resolve_method
 from tiny import SETTINGS, tiny_data, tiny_net
 
 TESTS = Path(tiny.__file__).parent
@@ -56,11 +57,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return distill(tmp_path_factory.mktemp("whole") / "run").folder
 
 
-@pytest.mark.parametrize("saves", [2, 4, 5])
-def test_a_run_with_dropout_from_any_checkpoint(
-    tmp_path: Path, whole: Path, saves: int, monkeypatch: Any
-) -> None:
-    """Cut off in this process: at step 4 (in an epoch), 7 (at its end), 8 (just after), of 28."""
+def cut_off_here(monkeypatch: Any, saves: int, out: Path, **settings: Any) -> None:
+    """Run in this process, and end it after a checkpoint."""
 
     class CutOff(BaseException):
         pass
@@ -77,10 +75,67 @@ def test_a_run_with_dropout_from_any_checkpoint(
     with monkeypatch.context() as patch:
         patch.setattr("eyeline.engine.run.RunFolder.save_checkpoint", counted)
         with pytest.raises(CutOff):
-            distill(tmp_path / "run")
+            distill(out, **settings)
+
+
+@pytest.mark.parametrize("saves", [2, 4, 5])
+def test_a_run_with_dropout_from_any_checkpoint(
+    tmp_path: Path, whole: Path, saves: int, monkeypatch: Any
+) -> None:
+    """Cut off in this process: at step 4 (in an epoch), 7 (at its end), 8 (just after), of 28."""
+    cut_off_here(monkeypatch, saves, tmp_path / "run")
     torch.manual_seed(99)  # the state of the process is not that of the run
     distill(tmp_path / "run", resume=True)
     same(whole, tmp_path / "run")
+
+
+METHODS: dict[str, Any] = {
+    "gat": "gat",
+    "gat of features": {
+        "gat": {"where": "features", "compare": "map", "statistics": "running", "weight": 0.1}
+    },
+    "sym": "sym",
+    "grad_reg": "grad_reg",
+    "aft": "aft",
+    "balanced": {"at": {"schedule": "loss_rate", "weight": 10}, "sym": {"schedule": "loss_rate"}},
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_with_a_state_or_passes_of_their_own(tmp_path: Path, name: str, monkeypatch: Any) -> None:
+    """Cut off in the second of three epochs (step 10 of 21), and in the third (16), with weights that moved."""
+    settings = {"method": METHODS[name], "epochs": 3}
+    distill(tmp_path / "whole", **settings)
+    for saves in (6, 9):
+        run = tmp_path / f"cut {saves}"
+        cut_off_here(monkeypatch, saves, run, **settings)
+        torch.manual_seed(99)
+        distill(run, **settings, resume=True)
+        same(tmp_path / "whole", run)
+
+
+def test_balanced_weights_move_in_the_third_epoch(tmp_path: Path) -> None:
+    """In the second one the last epoch is the first, and all rates are 1."""
+    constant = {name: {**options, "schedule": "constant"} for name, options in METHODS["balanced"].items()}
+    distill(tmp_path / "balanced", method=METHODS["balanced"], epochs=3)
+    distill(tmp_path / "constant", method=constant, epochs=3)
+    balanced, still = metrics(tmp_path / "balanced"), metrics(tmp_path / "constant")
+    for name in ("ce", "at", "sym"):
+        assert [row[name] for row in balanced[:2]] == [row[name] for row in still[:2]]
+        assert balanced[2][name] != still[2][name]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_such_methods_in_bf16(tmp_path: Path, name: str) -> None:
+    settings = {"method": METHODS[name], "epochs": 2}
+    distill(tmp_path / "bf16", **settings, precision="bf16")
+    distill(tmp_path / "full", **settings, precision="float32")
+    for half, full in zip(metrics(tmp_path / "bf16"), metrics(tmp_path / "full"), strict=True):
+        for term in resolve_method(METHODS[name]):
+            assert float(half[term]) == pytest.approx(float(full[term]), rel=0.15)
+    assert metrics(tmp_path / "bf16") != metrics(tmp_path / "full")
+    weights = load_file(tmp_path / "bf16" / "student.safetensors")
+    assert all(tensor.isfinite().all() for tensor in weights.values() if tensor.is_floating_point())
 
 
 def test_two_runs_are_the_same_and_seeds_differ(tmp_path: Path, whole: Path) -> None:

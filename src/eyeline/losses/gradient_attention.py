@@ -6,6 +6,7 @@ performance using double backpropagation", IEEE Transactions on Neural Networks 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal, get_args
@@ -41,10 +42,26 @@ def loss_gradient(
 
     Returns:
         One ``J`` of the shape of each tensor of ``wrt``.
+
+    Raises:
+        InputError: there is no graph from the logits to ``wrt``, as under ``torch.no_grad()``.
     """
+    inputs = (wrt,) if isinstance(wrt, Tensor) else wrt
+    if not (logits.requires_grad and all(tensor.requires_grad for tensor in inputs)):
+        raise InputError(
+            "the logits have no graph that leads to the images or features; expected a forward pass with "
+            "gradients enabled (no torch.no_grad()), of images that require a gradient"
+        )
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     loss = F.cross_entropy(wide, labels, reduction="sum")
-    return torch.autograd.grad(loss, wrt, create_graph=create_graph, retain_graph=True)
+    found = torch.autograd.grad(loss, inputs, create_graph=create_graph, retain_graph=True, allow_unused=True)
+    gradients = tuple(gradient for gradient in found if gradient is not None)
+    if len(gradients) < len(inputs):
+        lost = [
+            list(tensor.shape) for tensor, gradient in zip(inputs, found, strict=True) if gradient is None
+        ]
+        raise InputError(f"the logits do not depend on what has shape {lost[0]}; it has no gradient")
+    return gradients
 
 
 def gradient_distance(first: Tensor, second: Tensor | None = None, squared: bool = False) -> Tensor:
@@ -54,7 +71,8 @@ def gradient_distance(first: Tensor, second: Tensor | None = None, squared: bool
     without, each sample has one more factor, ``1 / (2 ||J_s - J_t||)``, and 0 where both agree.
 
     Args:
-        first, second: ``[N, C, H, W]``; without the second, the size of the first alone.
+        first, second: ``[N, ...]``, usually ``[N, C, H, W]``; without the second, the size of the
+            first alone.
         squared: the square of the norm.
 
     Returns:
@@ -68,8 +86,9 @@ def gradient_distance(first: Tensor, second: Tensor | None = None, squared: bool
             f"gradients of shape {list(first.shape)} and {list(second.shape)} cannot be subtracted; "
             "compare=map compares where they are strong"
         )
-    difference = (first if second is None else first - second).flatten(1)
-    difference = difference.to(torch.promote_types(difference.dtype, torch.float32))
+    # in float32 before they are subtracted: bf16 would round the difference
+    wide = torch.promote_types(first.dtype, torch.float32)
+    difference = (first.to(wide) if second is None else first.to(wide) - second.to(wide)).flatten(1)
     if squared:
         return difference.square().sum(1).mean() / 2
     return torch.linalg.vector_norm(difference, dim=1).mean() / 2
@@ -85,6 +104,12 @@ class _GradientLoss(Loss):
         if statistics not in get_args(Statistics):
             raise unknown("statistics", statistics, get_args(Statistics))
         self.squared, self.statistics = squared, statistics
+
+    def setup(self, student: Observer, teacher: Observer | None) -> None:
+        if self.statistics == "running":
+            for name, module in student.model.named_modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+                    raise InputError(f"layer {name!r} keeps no running statistics; give statistics=batch")
 
     def seen(self, student: Observation) -> Observation:
         """The pass to differentiate: the usual one, or another with the running statistics."""
@@ -129,10 +154,17 @@ class GradientAttentionTransfer(_GradientLoss):
             self.needs = self.needs | {"features"}
 
     def setup(self, student: Observer, teacher: Observer | None) -> None:
+        super().setup(student, teacher)
         assert teacher is not None
-        if self.where == "features" and self.compare == "gradient":
+        if self.where == "features":
+            for layer in (*student.layers, *teacher.layers):
+                if layer.overwritten:
+                    raise InputError(
+                        f"the output of layer {layer.name!r} is overwritten in place, so it has no gradient; "
+                        "name another layer, or set inplace=False on what follows it"
+                    )
             for ours, theirs in zip(student.layers, teacher.layers, strict=True):
-                if ours.shape != theirs.shape:
+                if self.compare == "gradient" and ours.shape != theirs.shape:
                     raise InputError(
                         f"layers {ours.name} {list(ours.shape)} and {theirs.name} {list(theirs.shape)} have "
                         "gradients of different shape; give gat compare=map, or layers of one shape"
@@ -158,11 +190,12 @@ class GradientAttentionTransfer(_GradientLoss):
 class FlipSymmetry(_GradientLoss):
     """The gradient of a mirrored image should be the mirrored gradient.
 
-    ``½ · mean ||J(x) - flip(J(flip(x)))||_2`` with the horizontal flip; needs no teacher. Two passes a step.
+    ``½ · mean ||J(x) - flip(J(flip(x)))||_2`` with the horizontal flip; needs no teacher. Two passes a step,
+    with ``statistics="running"`` three; dropout draws anew in each.
 
     Args:
         squared: the square of the norm.
-        statistics: of batch norm, as for ``gat``. The second pass never moves the running statistics.
+        statistics: of batch norm, as for ``gat``. Only the first pass moves the running statistics.
         outputs: weight of ``½ · mean ||z(x) - z(flip(x))||_2²`` on the logits, added.
     """
 
@@ -171,8 +204,8 @@ class FlipSymmetry(_GradientLoss):
 
     def __init__(self, squared: bool = False, statistics: Statistics = "batch", outputs: float = 0.0) -> None:
         super().__init__(squared, statistics)
-        if not outputs >= 0:
-            raise InputError(f"outputs is {outputs}; expected a weight of at least 0")
+        if not (outputs >= 0 and math.isfinite(outputs)):
+            raise InputError(f"outputs is {outputs}; expected a finite weight of at least 0")
         self.outputs = outputs
 
     def forward(self, student: Observation, target: Target, labels: Tensor) -> Tensor:
@@ -189,7 +222,12 @@ class FlipSymmetry(_GradientLoss):
 
 
 class InputGradientPenalty(_GradientLoss):
-    """Double backpropagation: ``½ · mean ||J(x)||_2²`` of the student itself; needs no teacher."""
+    """Double backpropagation: ``½ · mean ||J(x)||_2²`` of the student itself; needs no teacher.
+
+    Args:
+        squared: the square of the norm, as published; or the norm.
+        statistics: of batch norm, as for ``gat``.
+    """
 
     name = "grad_reg"
     needs_teacher = False
