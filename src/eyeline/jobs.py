@@ -472,7 +472,10 @@ def _check(
 ) -> None:
     """Show every mistake before a folder is made."""
     shape = _image_shape(data, settings)
-    distiller = Distiller(copy.deepcopy(student), teacher.network, method, layers, shape)
+    # seeded, as in the run itself
+    distiller = _seeded(
+        settings.seed, lambda: Distiller(copy.deepcopy(student), teacher.network, method, layers, shape)
+    )
     try:
         _try_step(distiller, shape, len(data.classes))
     finally:

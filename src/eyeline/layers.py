@@ -174,9 +174,9 @@ def find_pre_activations(
             places.append(Place(layer.name, "output", layer.overwritten))
         else:
             raise InputError(
-                f"layer {layer.name!r} of {type(model).__name__} answers activated values, but does not end in "
-                "an activation module (torch.nn.ReLU and the like) whose input could be observed; name layers "
-                "that do, or whose answers come before the activation, as in layers=['layer1.1.bn2']"
+                f"layer {layer.name!r} of {type(model).__name__} answers activated values, but does not end "
+                "in an activation module (torch.nn.ReLU and the like) whose input could be observed; name "
+                "layers that do, or whose answers come before the activation, as in layers=['layer1.1.bn2']"
             )
     return tuple(places)
 
@@ -239,8 +239,9 @@ def _head(calls: Sequence[_Call]) -> Head | None:
                 place = Place(call.name, "input", call.given_overwritten)
                 return Head(call.name, place, (logits.shape[1], call.seen.shape[2], call.seen.shape[3]))
         elif _same(call.seen.flatten(1), logits):
-            place, size = _averaged(calls, call.given.flatten(1)) or (None, ())
-            if place is not None:
+            found = _averaged(calls, call.given.flatten(1))
+            if found is not None:
+                place, size = found
                 return Head(call.name, place, (logits.shape[1], *size))
     return None
 
@@ -265,7 +266,12 @@ def _averaged(calls: Sequence[_Call], pooled: Tensor) -> tuple[Place, tuple[int,
 def _is_linear(module: nn.Module) -> bool:
     """A linear layer, or a convolution that is one at every position."""
     if isinstance(module, nn.Conv2d):
-        return (module.kernel_size, module.stride, module.padding, module.groups) == ((1, 1), (1, 1), (0, 0), 1)
+        return (module.kernel_size, module.stride, module.padding, module.groups) == (
+            (1, 1),
+            (1, 1),
+            (0, 0),
+            1,
+        )
     return isinstance(module, nn.Linear)
 
 

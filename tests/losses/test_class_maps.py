@@ -123,9 +123,7 @@ def test_the_teachers_maps_alone_are_binary_and_before_the_pooling() -> None:
     student, teacher = random(2, 3, 4, 4), random(2, 3, 4, 4, seed=1)
     plain = class_attention_loss(student, binarized(teacher), 2)
     torch.testing.assert_close(class_attention_loss(student, teacher, 2, binarize=True), plain)
-    after = F.mse_loss(
-        F.adaptive_avg_pool2d(student, 2), binarized(F.adaptive_avg_pool2d(teacher, 2))
-    )
+    after = F.mse_loss(F.adaptive_avg_pool2d(student, 2), binarized(F.adaptive_avg_pool2d(teacher, 2)))
     both = class_attention_loss(binarized(student), binarized(teacher), 2)
     for other in (after, both, class_attention_loss(student, teacher, 2)):
         assert other.item() != pytest.approx(plain.item(), rel=1e-3)
@@ -136,7 +134,7 @@ def test_what_cannot_be_compared() -> None:
         with pytest.raises(InputError, match=r"\[2, 3, 4, 4\] and \[2, 5, 4, 4\]; expected the same"):
             function(random(2, 3, 4, 4), random(2, 5, 4, 4))
     for resolution in (0, -1, 1.5):
-        with pytest.raises(InputError, match="resolution is .*; expected a whole number of at least 1"):
+        with pytest.raises(InputError, match=r"resolution is .*; expected a whole number of at least 1"):
             class_attention_loss(random(1, 1, 2, 2), random(1, 1, 2, 2), resolution)  # type: ignore[arg-type]
 
 
@@ -171,7 +169,7 @@ def test_cam_compares_the_classes_asked_for(classes: Any, min_max: bool) -> None
 
 @pytest.mark.parametrize("classes", [0, -1, 1.5, "labels", None])
 def test_cam_refuses_other_classes(classes: Any) -> None:
-    with pytest.raises(InputError, match="classes is .*; expected all, label, or a whole number"):
+    with pytest.raises(InputError, match=r"classes is .*; expected all, label, or a whole number"):
         resolve_method({"cam": {"classes": classes}})
 
 
@@ -250,13 +248,14 @@ def test_gradient_reaches_the_features_and_the_classifier_but_not_its_bias(name:
 
 def test_cat_at_a_resolution_that_the_maps_do_not_have() -> None:
     with pytest.raises(
-        InputError, match=r"resolution of loss 'cat' is 5; the student's class maps are 4x4; expected at most 4"
+        InputError,
+        match=r"resolution of loss 'cat' is 5; the student's class maps are 4x4; expected at most 4",
     ):
         distiller({"cat": {"resolution": 5}})
     with pytest.raises(InputError, match=r"top of loss 'cat' is -6; there are only 5 classes"):
         distiller({"cat": {"top": -6}})
     for top in (0, 1.5):
-        with pytest.raises(InputError, match="top is .*; expected a whole number other than 0"):
+        with pytest.raises(InputError, match=r"top is .*; expected a whole number other than 0"):
             resolve_method({"cat": {"top": top}})
 
 

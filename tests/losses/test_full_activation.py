@@ -155,7 +155,9 @@ def test_a_hint_where_there_is_no_pair(layer: object) -> None:
         distiller({"hint": {"layer": layer}})
 
 
-@pytest.mark.parametrize("method", [{"act": {}}, {"act": {"reduction": "norm"}}, {"hint": {"layer": 1}}], ids=str)
+@pytest.mark.parametrize(
+    "method", [{"act": {}}, {"act": {"reduction": "norm"}}, {"hint": {"layer": 1}}], ids=str
+)
 def test_gradient_of_the_whole_objective_is_the_finite_difference(method: object) -> None:
     assert_finite_differences(distiller(method), random(3, *SHAPE), torch.tensor([0, 4, 2]))
 
