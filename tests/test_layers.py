@@ -17,7 +17,9 @@ from eyeline import InputError, create_model
 from eyeline.layers import (
     Layer,
     evaluation_mode,
+    find_head,
     find_layers,
+    find_pre_activations,
     named_layers,
     named_pairs,
     pair_layers,
@@ -215,7 +217,7 @@ def test_probe_leaves_everything_as_it_was(training: bool, fails: bool) -> None:
         np.random.get_state()[1].copy(),
         random.getstate(),
     )
-    for look in (find_layers, probe_output, lambda m, s: named_layers(m, ["stage1"], s)):
+    for look in (find_layers, find_head, probe_output, lambda m, s: named_layers(m, ["stage1"], s)):
         if fails:
             with pytest.raises(InputError):
                 look(net, (1, 16, 16))
@@ -329,3 +331,244 @@ def test_networks_are_compared_at_one_input_shape() -> None:
     flat = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(2 * 26 * 26, 4))
     assert shared_input_shape(flat, create_model("wrn_10_1")) == (3, 28, 28)
     assert shared_input_shape(Plain(channels=1), Plain(channels=3)) is None
+
+
+# --- the classifier and the features that it averages ---------------------------------------------------
+
+
+def torchvision_network(name: str) -> nn.Module:
+    options = {"init_weights": False, "aux_logits": False} if name == "googlenet" else {}
+    return torchvision.models.get_model(name, weights=None, num_classes=3, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "classifier", "shape"),
+    [
+        ("resnet18", "fc", (3, 2, 2)),
+        ("densenet121", "classifier", (3, 2, 2)),
+        ("regnetx_002", "head.fc", (3, 2, 2)),
+        ("resnetv2_50", "head.fc", (3, 2, 2)),  # a 1x1 convolution behind the pooling
+        ("torchvision/resnet18", "fc", (3, 2, 2)),
+        ("torchvision/mobilenet_v2", "classifier.1", (3, 2, 2)),
+        ("torchvision/densenet121", "classifier", (3, 2, 2)),  # a functional ReLU in front of the pooling
+    ],
+)
+def test_heads(name: str, classifier: str, shape: tuple[int, int, int]) -> None:
+    library, _, rest = name.rpartition("/")
+    model = torchvision_network(rest) if library else timm.create_model(rest, num_classes=3)
+    head = find_head(model, SMALL)
+    assert (head.classifier, head.shape) == (classifier, shape)
+
+
+class Headed(nn.Module):
+    """A convolution, a ReLU, and what ``head`` makes of it."""
+
+    def __init__(self, *head: nn.Module, stride: int = 1, inplace: bool = False) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, stride, 1)
+        self.relu = nn.ReLU(inplace)
+        self.head = nn.Sequential(*head)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.relu(self.conv(x)))
+
+
+def pooled(*layers: nn.Module) -> list[nn.Module]:
+    return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), *layers]
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        pooled(nn.Linear(8, 5)),
+        pooled(nn.Dropout(0.5), nn.Linear(8, 5, bias=False)),
+        [nn.AvgPool2d(16), nn.Conv2d(8, 5, 1), nn.Flatten()],
+        [nn.Conv2d(8, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()],
+        [nn.Dropout2d(0.5), nn.Conv2d(8, 5, 1, bias=False), nn.AvgPool2d(16), nn.Flatten()],
+    ],
+    ids=["linear", "dropout", "convolution behind", "convolution in front", "dropout and convolution"],
+)
+@pytest.mark.parametrize("inplace", [False, True])
+def test_heads_of_user_networks(head: list[nn.Module], inplace: bool) -> None:
+    assert find_head(Headed(*head, inplace=inplace), (3, 16, 16)).shape == (5, 16, 16)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        [nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(8, 5)],
+        [nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 5)],
+        pooled(nn.Linear(8, 8), nn.Linear(8, 5)),
+        pooled(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 5)),
+        pooled(nn.LayerNorm(8), nn.Linear(8, 5)),
+        pooled(nn.BatchNorm1d(8), nn.Linear(8, 5)),
+        [nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 5)],
+        pooled(nn.Linear(8, 5), nn.Softplus()),
+        [nn.Conv2d(8, 5, 1), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten()],
+        [nn.Conv2d(8, 5, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten()],
+        [nn.Conv2d(8, 5, 1, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten()],
+        [nn.Conv2d(8, 5, 1, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten()],
+        [nn.Flatten(), nn.Linear(8 * 16 * 16, 5)],
+    ],
+    ids=[
+        *("max pooling", "four positions", "two linear layers", "multi-layer", "layer norm", "batch norm"),
+        *("batch norm of maps", "softplus behind", "relu behind the convolution", "3x3 convolution"),
+        *("padding", "stride", "no pooling"),
+    ],
+)
+@pytest.mark.parametrize("scale", [1.0, 1e-13])
+def test_what_has_no_class_maps(head: list[nn.Module], scale: float) -> None:
+    """Also where all values are tiny, and so near one another."""
+    torch.manual_seed(0)
+    model = Headed(*head, inplace=True)
+    with torch.no_grad():
+        model.conv.weight *= scale
+        model.conv.bias *= scale
+        for module in head if scale < 1 else ():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                nn.init.zeros_(module.bias)  # would hide the rest
+    with pytest.raises(InputError, match=r"Headed has no class maps: they need one linear classifier"):
+        find_head(model, (3, 16, 16))
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("mobilenetv3_small_050", 64),
+        ("convnext_atto", 64),
+        ("torchvision/squeezenet1_1", 64),
+        ("torchvision/alexnet", 64),
+        ("torchvision/vit", 64),
+        ("torchvision/vgg", 32),
+    ],
+)
+def test_known_networks_that_have_no_class_maps(name: str, size: int) -> None:
+    library, _, rest = name.rpartition("/")
+    if rest == "vit":
+        model: nn.Module = torchvision.models.VisionTransformer(64, 32, 1, 2, 8, 16)
+    elif rest == "vgg":  # as vgg16, with few channels
+        model = torchvision.models.VGG(torchvision.models.vgg.make_layers([4, "M", 8, "M", 512, "M"]), 3)
+    else:
+        model = torchvision_network(rest) if library else timm.create_model(rest, num_classes=3)
+    with pytest.raises(InputError, match="has no class maps: they need one linear classifier"):
+        find_head(model, (3, size, size))
+
+
+def test_features_of_one_position_say_so() -> None:
+    model = torchvision_network("resnet18")
+    with pytest.raises(
+        InputError,
+        match=r"ResNet has no class maps for images of 32x32: its last features have one position; images of "
+        r"64x64 would have 2x2 \(a larger image_size, or a network for small images\)",
+    ):
+        find_head(model, (3, 32, 32))
+    with pytest.raises(InputError, match=r"for images of 8x6: .* images of 16x12 would have 2x2"):
+        find_head(Headed(*pooled(nn.Linear(8, 5)), stride=8), (3, 8, 6))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_say_so(value: float) -> None:
+    model = Plain()
+    with torch.no_grad():
+        model.stage2[0].weight[0, 0, 0, 0] = value
+    for look in (find_head, lambda m, s: find_pre_activations(m, find_layers(m, s), s)):
+        with pytest.raises(
+            InputError, match=r"Plain answers values that are not finite .* its weights are not"
+        ):
+            look(model, SMALL)
+
+
+def test_a_head_is_found_in_low_precision() -> None:
+    model = Plain(classes=7)
+    assert find_head(model.bfloat16(), (3, 32, 32)).shape == (7, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert find_head(model.float(), (3, 32, 32)).classifier == "fc"
+
+
+# --- what the activations are given ---------------------------------------------------------------------
+
+
+def pre(model: nn.Module, names: list[str] | None = None) -> list[tuple[str, str]]:
+    layers = named_layers(model, names, SMALL) if names else find_layers(model, SMALL)
+    return [(place.module, place.side) for place in find_pre_activations(model, layers, SMALL)]
+
+
+def test_pre_activations_of_known_networks() -> None:
+    blocks = range(1, 5)
+    assert pre(timm.create_model("resnet18")) == [(f"layer{i}.1.act2", "input") for i in blocks]
+    assert pre(torchvision_network("resnet18")) == [(f"layer{i}.1.relu", "input") for i in blocks]
+    assert pre(create_model("wrn_10_1")) == [(f"group{i}", "output") for i in (1, 2, 3)]  # signed
+    assert pre(Plain()) == [(f"stage{i}.2", "input") for i in (1, 2, 3)]
+
+
+def test_pre_activations_of_layers_that_are_named() -> None:
+    """A layer in front of an activation that works in place on its answer is its own pre-activation."""
+    model = torchvision_network("resnet18")
+    assert pre(model, ["layer1.1.bn2"]) == [("layer1.1.bn2", "output")]
+    assert pre(model, ["layer1.1.relu"]) == [("layer1.1.relu", "input")]
+    assert pre(Plain(), ["stage1.1", "stage2.2"]) == [("stage1.1", "output"), ("stage2.2", "input")]
+
+
+@pytest.mark.parametrize("activation", [nn.SiLU, nn.GELU, nn.LeakyReLU, nn.Hardswish, nn.PReLU])
+@pytest.mark.parametrize("modules", [True, False])
+def test_activations_other_than_relu(activation: type[nn.Module], modules: bool) -> None:
+    """Their answers have negative values too, and are no pre-activations for that."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = Block(3, 4), Block(4, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.two(self.one(x)).mean((2, 3))
+
+    class Block(nn.Module):
+        def __init__(self, inputs: int, outputs: int) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(inputs, outputs, 3, 2, 1)
+            self.act = activation() if modules else None
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.conv(x)
+            if self.act is not None:
+                return self.act(x)
+            if activation is nn.PReLU:
+                return F.prelu(x, torch.tensor(0.2))
+            return {nn.SiLU: F.silu, nn.GELU: F.gelu, nn.LeakyReLU: F.leaky_relu}.get(
+                activation, F.hardswish
+            )(x)
+
+    if modules:
+        assert pre(Net(), ["one", "two"]) == [("one.act", "input"), ("two.act", "input")]
+    else:
+        with pytest.raises(
+            InputError, match=r"layer 'one' of Net answers activated values, but does not end in"
+        ):
+            pre(Net(), ["one", "two"])
+
+
+@pytest.mark.parametrize("how", ["relu", "relu in place", "method", "clamp", "maximum"])
+def test_functional_relus_are_refused(how: str) -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1, self.conv2 = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 1, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.conv2(self.conv1(x))
+            return {
+                "relu": F.relu,
+                "relu in place": F.relu_,
+                "method": Tensor.relu,
+                "clamp": lambda t: t.clamp(min=0),
+                "maximum": lambda t: torch.maximum(t, torch.zeros(())),
+            }[how](x)
+
+    model = nn.Sequential(Block(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    with pytest.raises(
+        InputError,
+        match=r"layer '0' of Sequential answers activated values, but does not end in an activation module "
+        r".*name layers that do, or whose answers come before the activation",
+    ):
+        pre(model)
+    assert pre(model, ["0.conv2"]) == [("0.conv2", "output")]

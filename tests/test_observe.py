@@ -12,6 +12,7 @@ from collections.abc import Callable
 import pytest
 import timm
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from eyeline import InputError, Observer, create_model
@@ -328,3 +329,186 @@ def test_timm_names_agree_with_timm_features() -> None:
     seen = Observer(model, input_shape=(3, 64, 64))(x).features
     for a, b in zip(seen, features(x), strict=True):
         torch.testing.assert_close(a, b)
+
+
+# --- class maps -----------------------------------------------------------------------------------------
+
+
+def bias_of(model: nn.Module, observer: Observer) -> Tensor | float:
+    assert observer.head is not None
+    bias = model.get_submodule(observer.head.classifier).bias
+    return 0.0 if bias is None else bias  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "wrn_10_1",
+            "resnet18",
+            "resnet50",
+            "densenet121",
+            "regnety_002",
+            "efficientnet_b0",
+            "mobilenetv2_050",
+        ),
+        *("resnetv2_50", "dla34"),
+        *(
+            "torchvision/resnet18",
+            "torchvision/mobilenet_v2",
+            "torchvision/googlenet",
+            "torchvision/densenet121",
+        ),
+        *("torchvision/shufflenet_v2_x0_5", "torchvision/efficientnet_b0"),
+    ],
+)
+def test_the_mean_of_a_class_map_and_the_bias_is_the_logit(name: str) -> None:
+    library, _, rest = name.rpartition("/")
+    torch.manual_seed(0)
+    if library:
+        options = {"init_weights": False, "aux_logits": False} if rest == "googlenet" else {}
+        model = torchvision.models.get_model(rest, weights=None, num_classes=3, **options)
+    else:
+        model = create_model(rest, num_classes=3)
+    size = 32 if rest == "wrn_10_1" else 64
+    observer = Observer(model, (), (3, size, size), class_maps=True)
+    for parameter in model.parameters():
+        parameter.data += 0.01 * torch.randn_like(parameter)  # biases too, that were 0
+    x = torch.randn(3, 3, size, size)
+    for shape in (x, torch.nn.functional.pad(x, (0, 32))):
+        for training in (False, True):
+            model.train(training)
+            for module in model.modules():
+                if isinstance(module, nn.Dropout):
+                    module.eval()
+            for module in model.modules():  # timm's dropout by function
+                if isinstance(getattr(module, "drop_rate", None), float):
+                    module.drop_rate = 0.0
+            with torch.no_grad():
+                seen = observer(shape)
+            assert seen.class_maps is not None
+            assert seen.class_maps.shape[:2] == (3, 3)
+            assert seen.class_maps[0, 0].numel() > 1
+            found = seen.class_maps.mean((2, 3)) + bias_of(model, observer)
+            scale = float(seen.logits.abs().max())
+            torch.testing.assert_close(found, seen.logits, rtol=1e-4, atol=1e-5 * scale)
+
+
+def test_class_maps_by_hand(net: Plain) -> None:
+    x = torch.randn(2, 3, 16, 24)
+    expected = torch.einsum("kc,nchw->nkhw", net.fc.weight, by_hand(net, x)[1][2])
+    found = Observer(net, (), class_maps=True)(x).class_maps
+    torch.testing.assert_close(found, expected)
+    assert Observer(net)(x).class_maps is None
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_class_maps_where_relus_work_in_place_or_are_functions(training: bool) -> None:
+    """Plain's last ReLU works in place on the batch norm's answer; wrn's is a function, also in place."""
+    torch.manual_seed(0)
+    for model, size in ((Plain(dropout=0.0), 16), (create_model("wrn_10_1"), 32)):
+        model.train(training)
+        observer = Observer(model, input_shape=(3, size, size), class_maps=True)
+        seen = observer(torch.randn(4, 3, size, size))
+        assert seen.class_maps is not None
+        torch.testing.assert_close(
+            seen.class_maps.mean((2, 3)) + bias_of(model, observer), seen.logits, rtol=1e-4, atol=1e-5
+        )
+        gradients = torch.autograd.grad(
+            seen.class_maps.square().sum(), list(model.parameters()), allow_unused=True
+        )
+        through = torch.autograd.grad(
+            (model(torch.ones(4, 3, size, size)) ** 2).sum(), list(model.parameters()), allow_unused=True
+        )
+        reached = [g is not None for g in gradients]
+        assert reached == [*[g is not None for g in through][:-1], False]  # all but the classifier's bias
+        observer.close()
+
+
+# --- pre-activations ------------------------------------------------------------------------------------
+
+
+def block_by_hand(block: nn.Module, x: Tensor) -> Tensor:
+    """The residual sum of a torchvision basic block."""
+    out = block.bn2(block.conv2(torch.relu(block.bn1(block.conv1(x)))))  # type: ignore[operator]
+    return out + (x if block.downsample is None else block.downsample(x))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("library", ["timm", "torchvision"])
+def test_pre_activations_of_a_resnet_are_the_residual_sums(library: str, training: bool) -> None:
+    """torchvision's block calls its one ReLU twice, and both work in place."""
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18(num_classes=3)
+    if library == "timm":
+        weights = model.state_dict()
+        model = timm.create_model("resnet18", num_classes=3)
+        model.load_state_dict(weights)
+    model.train(training)
+    observer = Observer(model, input_shape=(3, 64, 64), pre_activations=True)
+    plain = torchvision.models.resnet18(num_classes=3)
+    plain.load_state_dict(model.state_dict())
+    plain.train(training)
+    x = torch.randn(3, 3, 64, 64)
+    seen = observer(x)
+    y = plain.maxpool(plain.relu(plain.bn1(plain.conv1(x))))
+    for i, stage in enumerate((plain.layer1, plain.layer2, plain.layer3, plain.layer4)):
+        for block in stage:
+            before = block_by_hand(block, y)
+            y = torch.relu(before)
+        assert (before < 0).any()
+        assert torch.equal(seen.pre_activations[i], before)
+        assert torch.equal(seen.features[i], y)
+
+
+def test_pre_activations_of_plain_stages_and_of_signed_features(net: Plain) -> None:
+    x = torch.randn(2, 3, 16, 24)
+    y = net.conv(x)
+    seen = Observer(net, pre_activations=True)(x)
+    for stage, found in zip((net.stage1, net.stage2, net.stage3), seen.pre_activations, strict=True):
+        before = stage[1](stage[0](y))
+        assert torch.equal(found, before)
+        y = before.relu()
+    wide = create_model("wrn_10_1").eval()
+    seen = Observer(wide, pre_activations=True)(torch.randn(2, 3, 32, 32))
+    for feature, found in zip(seen.features, seen.pre_activations, strict=True):
+        assert torch.equal(feature, found)
+        assert (found < 0).any()
+    assert Observer(wide)(torch.randn(2, 3, 32, 32)).pre_activations == ()
+
+
+def test_pre_activations_of_smooth_activations() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3, 2, 1), nn.SiLU(inplace=True), nn.Conv2d(4, 6, 3, 2, 1), nn.GELU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3),
+    )  # fmt: skip
+    x = torch.randn(2, 3, 16, 16)
+    seen = Observer(net, ["1", "3"], pre_activations=True)(x)
+    one = net[0](x)
+    assert torch.equal(seen.pre_activations[0], one)
+    assert torch.equal(seen.pre_activations[1], net[2](nn.functional.silu(one)))
+    assert torch.equal(seen.features[1], nn.functional.gelu(net[2](nn.functional.silu(one))))
+
+
+def test_everything_at_once_compiled_copied_and_closed(net: Plain) -> None:
+    torch._dynamo.reset()
+    x = torch.randn(2, 3, 16, 16)
+    hooks = lambda model: sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())  # noqa: E731
+    observer = Observer(net, pre_activations=True, class_maps=True)
+    eager = observer(x)
+    other = copy.deepcopy(observer)
+    with torch.no_grad():
+        net.fc.weight.zero_()
+    assert torch.equal(other(x).class_maps, eager.class_maps)  # type: ignore[arg-type]
+    assert not observer(x).class_maps.any()  # type: ignore[union-attr]
+    other.model.compile(backend="aot_eager", fullgraph=True)
+    torch._dynamo.reset()
+    compiled = other(x)
+    for name in ("features", "pre_activations"):
+        for a, b in zip(getattr(compiled, name), getattr(eager, name), strict=True):
+            torch.testing.assert_close(a, b)
+    torch.testing.assert_close(compiled.class_maps, eager.class_maps)
+    assert hooks(net) > 0
+    observer.close()
+    assert hooks(net) == 0

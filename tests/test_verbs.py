@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import dataclasses
 import json
@@ -247,6 +248,77 @@ def test_a_folder_of_images(tmp_path: Path) -> None:
         logits = network(preprocess([data.test.load(i) for i in range(len(data.test))]))  # type: ignore[union-attr]
     expected = torch.nn.functional.cross_entropy(logits, data.test.labels)
     assert run.result["test_loss"] == pytest.approx(float(expected), rel=1e-4)
+
+
+# --- the trial step -----------------------------------------------------------------------------------------
+
+
+def spoilt(value: float, where: str, **options: Any) -> TinyNet:
+    network = tiny_net(2, **options)
+    with torch.no_grad():
+        network.get_parameter(where)[0] = value
+    return network
+
+
+@pytest.mark.parametrize("method", ["kd", "at", "act", "hint", "cam", "cat", "aft", "gat"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("who", ["student", "teacher"])
+def test_weights_that_are_not_finite_show_before_anything_is_made(
+    tmp_path: Path, method: str, value: float, who: str
+) -> None:
+    networks = {"student": tiny_net(1), "teacher": tiny_net(2), who: spoilt(value, "low.0.weight")}
+    data, out = tiny_data(), str(tmp_path / "run")
+    with pytest.raises(InputError, match=r"(is|are) not finite (on images|for an image) of noise"):
+        eyeline.distill(**networks, data=data, out=out, method=method, **SHORT)
+    with pytest.raises(InputError, match=r"(is|are) not finite (on images|for an image) of noise"):
+        eyeline.study(**networks, data=data, out=out, methods=[method], **SHORT)
+    assert not list(tmp_path.iterdir())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for n in networks.values() for m in n.modules())
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"teacher": spoilt(float("-inf"), "head.bias"), "method": "kd"}, "kd of method kd"),
+        ({"student": spoilt(-3e38, "head.weight"), "method": "at"}, "ce of method at"),
+        ({"method": {"at": {"weight": 1e300}}}, "the gradient of method at"),
+    ],
+    ids=["teacher", "student", "weight"],
+)
+def test_a_loss_that_is_too_large_shows_before_anything_is_made(
+    tmp_path: Path, change: dict[str, Any], named: str
+) -> None:
+    given = {"student": tiny_net(1), "teacher": tiny_net(2), "data": tiny_data(), **change}
+    with pytest.raises(InputError, match=f"{named} is not finite on images of noise"):
+        eyeline.distill(**given, out=str(tmp_path / "run"), **SHORT)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("method", ["ce", "at+kd", "cat+aft", "gat+sym"])
+def test_the_trial_step_leaves_everything_as_it_was(tmp_path: Path, method: str, monkeypatch: Any) -> None:
+    class CutOff(BaseException):
+        pass
+
+    student, teacher = tiny_net(1), tiny_net(2, width=8)
+    teacher.dropout.eval()
+    before = {who: copy.deepcopy(n.state_dict()) for who, n in (("s", student), ("t", teacher))}
+    modes = [module.training for module in student.modules()]
+    seen: list[dict[str, torch.Tensor]] = []
+    torch.manual_seed(5)
+    random_state = torch.get_rng_state()
+
+    def started(distiller: Distiller, *_: Any, **options: Any) -> None:
+        seen.append({n: t.clone() for n, t in distiller.student.state_dict().items()})
+        raise CutOff
+
+    monkeypatch.setattr("eyeline.jobs.fit", started)
+    with pytest.raises(CutOff):
+        eyeline.distill(student, teacher, tiny_data(), str(tmp_path / "run"), method=method, **SHORT)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    for found, kept in ((seen[0], "s"), (student.state_dict(), "s"), (teacher.state_dict(), "t")):
+        assert all(torch.equal(tensor, before[kept][name]) for name, tensor in found.items())
+    assert [module.training for module in student.modules()] == modes
+    assert not any(p.grad is not None for n in (student, teacher) for p in n.parameters())
 
 
 # --- study --------------------------------------------------------------------------------------------------

@@ -526,12 +526,17 @@ def _check(
 ) -> Distiller:
     """Show every mistake before a folder is made; the distiller is to be closed."""
     shape = _image_shape(data, settings)
-    trial = Distiller(copy.deepcopy(student), teacher.network, method, layers, shape)
+
+    def make(network: nn.Module) -> Distiller:
+        # seeded, as in the run itself
+        return _seeded(settings.seed, lambda: Distiller(network, teacher.network, method, layers, shape))
+
+    trial = make(copy.deepcopy(student))
     try:
         _try_step(trial, shape, len(data.classes))
     finally:
         trial.close()
-    distiller = Distiller(student, teacher.network, method, layers, shape)
+    distiller = make(student)
     if distiller.objective.needs("logits", of_teacher=True):
         answered = probe_output(teacher.network, _image_shape(data, settings))
         if answered != (len(data.classes),):

@@ -103,7 +103,7 @@ METHODS: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", METHODS)
 def test_methods_with_a_state_or_passes_of_their_own(tmp_path: Path, name: str, monkeypatch: Any) -> None:
-    """Cut off in the second of three epochs (step 10 of 21), and in the third (16), with weights that moved."""
+    """Cut off in the second of three epochs (step 10 of 21), and in the third (16), when weights moved."""
     settings = {"method": METHODS[name], "epochs": 3}
     distill(tmp_path / "whole", **settings)
     for saves in (6, 9):
