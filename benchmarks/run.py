@@ -37,7 +37,7 @@ def measure(sections: list[str], quick: bool, device: str) -> Iterator[Result]:
     pairs = (((10, 1), (10, 1)),) if quick else PAIRS
     if "step" in sections:
         for pair in pairs:
-            yield measure_step(pair, batch, side, rounds=size(15, 2), device=device)
+            yield measure_step(pair, batch, side, rounds=size(15, 2), device=device, compiled=not quick)
     if "attention" in sections:
         yield measure_attention(batch, side, rounds=size(100, 2), device=device)
     if "augmentation" in sections:

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from eyeline.attention import attention_map
 from eyeline.distiller import Distiller
+from eyeline.engine.compiling import compile_networks
 from eyeline.engine.trainer import Device, make_optimizer
 from eyeline.losses.attention_transfer import map_distance
 from eyeline.models.wrn import WideResNet
 from eyeline.settings import Settings
 from measure import Result, Variant, interleave
+from worker import Worker
 
 METHODS = ("at", "kd", "at+kd")
 PAIRS = (((40, 2), (16, 2)), ((16, 2), (16, 1)))
@@ -52,38 +54,61 @@ class Setup:
         return pair[0].to(self.images.device), pair[1].to(self.images.device)
 
 
-def training_steps(setup: Setup) -> dict[str, Variant]:
-    """Every variant of the step, by name; the floor is ``student alone`` + ``teacher alone``."""
-    variants = {"student alone": student_alone(setup), "teacher alone": teacher_alone(setup)}
-    for method in METHODS:
-        variants[f"{method} eyeline"] = eyeline_step(setup, method)
-        variants[f"{method} plain"] = plain_step(setup, method)
-        if has_torchdistill():
-            variants[f"{method} torchdistill"] = torchdistill_step(setup, method, eyelines_format=False)
-            variants[f"{method} torchdistill*"] = torchdistill_step(setup, method, eyelines_format=True)
-    return variants
-
-
-def measure_step(pair: tuple[Any, Any], batch: int, side: int, rounds: int, device: str) -> Result:
-    """The training step of one pair of networks."""
-    setup = Setup(*pair, batch, side, device)
-    samples = interleave(training_steps(setup), rounds, warmup=2, device=device)
+def measure_step(
+    pair: tuple[Any, Any], batch: int, side: int, rounds: int, device: str, compiled: bool
+) -> Result:
+    """The training step of one pair of networks; ``compiled``: also with a compiled teacher."""
+    shape = (*pair, batch, side, device)
+    ours = Worker(our_steps, *shape, compiled, keep=True, device=device)
+    others = Worker(other_steps, *shape, device=device)
+    samples = interleave({**ours.variants(), **others.variants()}, rounds, warmup=2)
+    ours.close()
+    others.close()
     names = [f"WRN-{depth}-{width}" for depth, width in pair]
     result = Result(f"Training step, {' -> '.join(names)}, batch {batch}", "s", samples)
     for method in METHODS:
-        ours = f"{method} eyeline"
-        result.ratio(ours, "student alone", "teacher alone", label="floor")
-        for other in ("plain", "torchdistill", "torchdistill*"):
-            result.ratio(ours, f"{method} {other}", label=other)
-    precision = "bf16 autocast" if setup.device.bf16 else "float32"
+        for own in (f"{method} eyeline", f"{method} compiled"):
+            result.ratio(own, "student alone", "teacher alone", label="floor")
+            for other in ("plain", "torchdistill", "torchdistill*"):
+                result.ratio(own, f"{method} {other}", label=other)
+    precision = "bf16 autocast" if Device.of(Settings.of(accelerator=device)).bf16 else "float32"
     result.notes = [
-        f"eyeline and the floor: {precision}, channels_last; plain and torchdistill: float32, contiguous",
-        "floor: student alone (cross entropy, backward, SGD) + teacher alone (forward)",
+        f"eyeline and the floor: {precision}, channels_last, freed memory kept, as its engine does; "
+        "compiled: the teacher alone, as compile=auto does in a long run",
+        "plain and torchdistill: float32, contiguous, in a process that allocates as it likes",
+        "floor: student alone (cross entropy, backward, SGD) + teacher alone (forward), eager",
         f"torchdistill*: the same in {precision}, channels_last"
         if has_torchdistill()
         else "torchdistill is not installed (pip install --group benchmark): left out",
     ]
     return result
+
+
+def our_steps(
+    teacher: tuple[int, int], student: tuple[int, int], batch: int, side: int, device: str, compiled: bool
+) -> dict[str, Variant]:
+    """eyeline's steps; the floor is ``student alone`` + ``teacher alone``."""
+    setup = Setup(teacher, student, batch, side, device)
+    variants = {"student alone": student_alone(setup), "teacher alone": teacher_alone(setup)}
+    for method in METHODS:
+        variants[f"{method} eyeline"] = eyeline_step(setup, method)
+        if compiled:
+            variants[f"{method} compiled"] = eyeline_step(setup, method, compiled=True)
+    return variants
+
+
+def other_steps(
+    teacher: tuple[int, int], student: tuple[int, int], batch: int, side: int, device: str
+) -> dict[str, Variant]:
+    """The same work by others."""
+    setup = Setup(teacher, student, batch, side, device)
+    variants = {}
+    for method in METHODS:
+        variants[f"{method} plain"] = plain_step(setup, method)
+        if has_torchdistill():
+            variants[f"{method} torchdistill"] = torchdistill_step(setup, method, eyelines_format=False)
+            variants[f"{method} torchdistill*"] = torchdistill_step(setup, method, eyelines_format=True)
+    return variants
 
 
 def student_alone(setup: Setup) -> Variant:
@@ -110,10 +135,19 @@ def teacher_alone(setup: Setup) -> Variant:
     return step
 
 
-def eyeline_step(setup: Setup, method: str) -> Variant:
-    """The step of :class:`eyeline.Distiller` as the engine runs it, eager."""
+def eyeline_step(setup: Setup, method: str, compiled: bool = False) -> Variant:
+    """The step of :class:`eyeline.Distiller` as the engine runs it; ``compiled``: the teacher is."""
     distiller = Distiller(*setup.networks(eyelines_format=True), method=method).to(setup.images.device)
     optimizer = make_optimizer(setup.settings, distiller.trainable_parameters())
+
+    def ask(size: int) -> None:
+        with setup.device.autocast():
+            distiller.target(setup.images_last[:size])
+
+    if compiled:
+        compile_networks(
+            None, distiller.teacher, "on", setup.images.device, ask, [len(setup.images)], steps=1
+        )
 
     def step() -> None:
         with setup.device.autocast():

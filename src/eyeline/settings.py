@@ -84,7 +84,10 @@ class Settings:
     precision: Literal["auto", "float32", "bf16"] = _setting(
         "auto", "auto: bf16 autocast where the hardware has it"
     )
-    compile: Literal["auto", "on", "off"] = _setting("auto", "torch.compile of both networks")
+    compile: Literal["auto", "on", "off"] = _setting(
+        "auto",
+        "on: torch.compile of both networks; auto: on a GPU, and on a CPU the teacher where a long run gains",
+    )
 
     # the run
     checkpoint_every: int | None = _setting(

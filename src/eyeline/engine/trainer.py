@@ -30,6 +30,7 @@ from eyeline.data.sources import ImageData, Split
 from eyeline.data.views import Normalization, mix
 from eyeline.distiller import Distiller
 from eyeline.engine.allocator import keep_freed_memory
+from eyeline.engine.compiling import compile_networks, restore
 from eyeline.engine.run import RunFolder
 from eyeline.errors import InputError, TrainingStopped
 from eyeline.evaluate import evaluate
@@ -169,6 +170,7 @@ def fit(
         _end_other_processes(device.fabric)
         raise
     finally:
+        restore(distiller.student, distiller.teacher)
         for logger in device.fabric.loggers:
             logger.finalize("")
     return device
@@ -187,14 +189,25 @@ def _fit(
     if fabric.device.type == "cpu":
         keep_freed_memory()
     device.place(distiller)
-    if _compiles(settings, fabric.device.type, distiller):
-        distiller.student.compile()
-        if distiller.teacher is not None:
-            distiller.teacher.compile()
-
     stream = training_stream(data, settings, device)
     validation = lambda: evaluation_stream(data.validation, data, settings, device)  # noqa: E731
     steps_per_epoch, total = stream.steps_per_epoch, settings.epochs * stream.steps_per_epoch
+
+    state = folder.load_checkpoint()
+    asked = total
+    if memory is not None and target_names(distiller).keys() == distiller.objective.targeted.keys():
+        views = memory.missing(SharedTeacher([distiller]).losses, number_of_views(settings))
+        asked = len(views) * steps_per_epoch
+    compiled = _compile(
+        [distiller],
+        distiller.target,
+        settings,
+        device,
+        stream,
+        asked,
+        student=distiller.student,
+        decided=None if state is None else state.get("compiled"),
+    )
 
     optimizer = make_optimizer(settings, distiller.trainable_parameters())
     peak = optimizer.param_groups[0]["lr"]
@@ -209,7 +222,6 @@ def _fit(
     never = torch.iinfo(torch.int64).max
     first_bad = torch.full_like(sums, never, dtype=torch.int64)
     start, seconds, rows = 0, 0.0, folder.read_metrics()
-    state = folder.load_checkpoint()
     if state is not None:
         start, seconds = state["step"], state["epoch_seconds"]
         try:
@@ -261,6 +273,7 @@ def _fit(
                 {
                     "format": 1,
                     "step": step,
+                    "compiled": compiled,
                     "epoch_seconds": seconds + time.perf_counter() - began,
                     "student": distiller.student.state_dict(),
                     "objective": distiller.objective.state_dict(),
@@ -366,12 +379,18 @@ def remember(memory: Memory, distillers: Sequence[Distiller], data: ImageData, s
     """
     device, teacher = Device.of(settings), SharedTeacher(distillers)
     device.place(teacher.network)
-    if _compiles(settings, device.torch_device.type, *distillers):
-        teacher.network.compile()
     stream = training_stream(data, settings, device)
     views, steps = number_of_views(settings), stream.steps_per_epoch
     began, asked = time.perf_counter(), 0
     missing = memory.missing(teacher.losses, views)
+    _compile(
+        distillers,
+        lambda images: teacher.targets(images, torch.zeros(len(images), dtype=torch.int64), teacher.losses),
+        settings,
+        device,
+        stream,
+        len(missing) * steps,
+    )
     with (
         _progress(settings, max(1, len(missing) * steps), 0, "memory", shown=True) as show,
         _interruptible() as interrupted,
@@ -385,10 +404,13 @@ def remember(memory: Memory, distillers: Sequence[Distiller], data: ImageData, s
             rate = asked * len(data.train) / steps / max(time.perf_counter() - began, 1e-9)
             show(asked, lambda: (f"view {view + 1}/{views}", "", f"{rate:,.0f} images/s"))
 
-        for view in range(views):
-            _view(memory, view, teacher, stream, device, asking)
-            if memory.stuck:
-                return
+        try:
+            for view in range(views):
+                _view(memory, view, teacher, stream, device, asking)
+                if memory.stuck:
+                    return
+        finally:
+            restore(teacher.network)
 
 
 def _view(
@@ -484,15 +506,43 @@ def _set_progress(distiller: Distiller, settings: Settings, step: int, steps_per
     distiller.set_progress(epoch, settings.epochs, factor)
 
 
-def _compiles(settings: Settings, device: str, *distillers: Distiller) -> bool:
-    if any(
-        distiller.objective.needs("input_gradient") for distiller in distillers
-    ):  # torch.compile has no second derivative
-        if settings.compile == "on":
+def _compile(
+    distillers: Sequence[Distiller],
+    ask: Callable[[Tensor], object],
+    settings: Settings,
+    device: Device,
+    stream: TrainingStream,
+    steps: int,
+    *,
+    student: nn.Module | None = None,
+    decided: bool | None = None,
+) -> bool:
+    """Compile what pays where the teacher will be asked ``steps`` times; say so in one line."""
+    if any(distiller.objective.needs("input_gradient") for distiller in distillers):
+        if settings.compile == "on":  # torch.compile has no second derivative
             console.print("a method that differentiates gradients cannot be compiled: it runs as it is")
         return False
-    # on a CPU it gains little and costs half a minute
-    return settings.compile == "on" or (settings.compile == "auto" and device == "cuda")
+    sizes = dict.fromkeys(len(stream.indices(step)[1]) for step in (0, stream.steps_per_epoch - 1))
+    taught = [distiller for distiller in distillers if distiller.teacher is not None]
+
+    def ask_for(size: int) -> None:
+        images = torch.zeros(size, *(taught[0].input_shape or ()), device=device.torch_device)
+        with device.autocast():
+            ask(images.contiguous(memory_format=torch.channels_last))
+
+    compiled, said = compile_networks(
+        student,
+        taught[0].teacher if taught else None,
+        settings.compile,
+        device.torch_device,
+        ask_for,
+        list(sizes),
+        steps,
+        decided,
+    )
+    if said and device.fabric.is_global_zero:
+        console.print(said, highlight=False, markup=False)
+    return compiled
 
 
 Figures = tuple[str, str, str]

@@ -1,0 +1,88 @@
+"""Variants that live in a process of their own: how a process allocates memory is set for all of it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
+from typing import Any
+
+from eyeline.engine.allocator import keep_freed_memory
+from measure import Variant
+
+
+class Worker:
+    """A process that makes variants and runs one at a time when asked; it waits in between.
+
+    Args:
+        make: a function of a module, which answers the variants by name.
+        arguments: for it.
+        keep: whether the C library keeps freed memory in that process, as ``eyeline.fit`` asks of it.
+        environment: variables to set there.
+        device: ``cuda``: a step ends when the GPU has ended it.
+    """
+
+    def __init__(
+        self,
+        make: Callable[..., Mapping[str, Variant]],
+        *arguments: Any,
+        keep: bool = False,
+        environment: Mapping[str, str] | None = None,
+        device: str = "cpu",
+    ) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        before = dict(os.environ)
+        os.environ.update(environment or {})
+        self._process = context.Process(
+            target=_serve, args=(theirs, keep, device, make, arguments), daemon=True
+        )
+        self._process.start()
+        os.environ.clear()
+        os.environ.update(before)
+        theirs.close()
+        self.names: list[str] = self._connection.recv()
+
+    def variants(self) -> dict[str, Variant]:
+        """Seconds of a step of each variant, as measured in the process."""
+        return {name: self._ask(name) for name in self.names}
+
+    def _ask(self, name: str) -> Variant:
+        def step() -> float:
+            self._connection.send(name)
+            return self._connection.recv()
+
+        return step
+
+    def close(self) -> None:
+        """End the process."""
+        self._connection.send(None)
+        self._process.join()
+
+
+def _serve(
+    connection: Connection,
+    keep: bool,
+    device: str,
+    make: Callable[..., Mapping[str, Variant]],
+    arguments: tuple[Any, ...],
+) -> None:
+    if keep:
+        keep_freed_memory()
+    variants = make(*arguments)
+    connection.send(list(variants))
+    while (name := connection.recv()) is not None:
+        _wait(device)
+        start = time.perf_counter()
+        answer = variants[name]()
+        _wait(device)
+        connection.send(time.perf_counter() - start if answer is None else answer)
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        import torch
+
+        torch.cuda.synchronize()

@@ -1,0 +1,93 @@
+"""Choose the weight of each method on validation images, for few labels: WRN-16-2 teaches WRN-16-1.
+
+    python scripts/choose_weights.py runs/weights --data_root FOLDER
+
+The protocol is that of recipes/demo.yaml, on another 1,000 images of Fashion-MNIST, with 6,000 images for
+validation that the teacher has not seen either. Writes benchmarks/results/weights.json. Runs that are
+finished are not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import eyeline
+from eyeline.engine.run import environment
+
+ROOT = Path(__file__).resolve().parent.parent
+SEEDS = (0, 1, 2)
+LINEAR = {"schedule": "linear"}
+
+
+def weights(*values: float, **options: Any) -> list[dict[str, Any]]:
+    """The same options with several weights."""
+    return [{**options, "weight": value} for value in values]
+
+
+CANDIDATES: dict[str, list[dict[str, Any]]] = {
+    "ce": [{}],
+    "kd": [{}],
+    "at": weights(1000, **LINEAR) + weights(1, 4, 16, reduction="norm", **LINEAR),
+    "act": weights(1000) + weights(1, 4, 16, reduction="norm"),
+    "hint": weights(1, 10, 100) + weights(10, **LINEAR),
+    "cam": weights(100, 1000, 10000) + weights(1000, **LINEAR),
+    "cat": weights(0.1, 1, 10) + weights(1, **LINEAR),
+    "aft": weights(0.3, 1, 3),
+    "gat": weights(0.01, 0.1, 1) + weights(0.1, statistics="running"),
+    "sym": weights(0.01, 0.1, 1),
+    "grad_reg": weights(0.001, 0.01, 0.1),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path, help="folder of the runs")
+    parser.add_argument("--data_root", help="where Fashion-MNIST lies")
+    parser.add_argument("--only", nargs="+", choices=CANDIDATES, default=list(CANDIDATES))
+    arguments = parser.parse_args()
+    recipe = yaml.safe_load((ROOT / "recipes" / "demo.yaml").read_text("utf-8"))
+    for name in ("methods", "seeds", "data", "validate_every"):
+        recipe.pop(name)
+    found: dict[str, Any] = {}
+    for method in arguments.only:
+        tried = []
+        for options in CANDIDATES[method]:
+            name = "_".join([method, *(f"{k}={v}" for k, v in options.items())])
+            accuracies = []
+            for seed in SEEDS:
+                run = eyeline.distill(
+                    data="fashion_mnist",
+                    method={method: options},
+                    out=str(arguments.out / name / f"seed-{seed}"),
+                    seed=seed,
+                    resume=True,
+                    memory=str(arguments.out / "memory"),
+                    memory_budget=8,
+                    data_root=arguments.data_root,
+                    validate_every=recipe["epochs"],
+                    **recipe,
+                )
+                accuracies.append(run.result["validation_accuracy"])
+            mean = statistics.mean(accuracies)
+            tried.append({"options": options, "validation_accuracy": accuracies, "mean": mean})
+            print(f"{100 * mean:5.2f} ± {100 * statistics.stdev(accuracies):.2f}  {name}", flush=True)
+        found[method] = {"tried": tried, "chosen": max(tried, key=lambda entry: entry["mean"])["options"]}
+    content = {
+        "kind": "weights",
+        "protocol": {**recipe, "data": "fashion_mnist", "seeds": list(SEEDS)},
+        "environment": {k: v for k, v in environment().items() if k != "command"},
+        "methods": found,
+    }
+    if set(arguments.only) == set(CANDIDATES):
+        path = ROOT / "benchmarks" / "results" / "weights.json"
+        path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
