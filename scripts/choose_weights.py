@@ -4,7 +4,7 @@
 
 The protocol is that of recipes/demo.yaml, on another 1,000 images of Fashion-MNIST, with 6,000 images for
 validation that the teacher has not seen either. Writes benchmarks/results/weights.json. Runs that are
-finished are not repeated.
+finished are not repeated. A weight with which a run diverges has no accuracies, and counts as 0.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import yaml
 
 import eyeline
 from eyeline.engine.run import environment
+from eyeline.errors import TrainingStopped
 
 ROOT = Path(__file__).resolve().parent.parent
 SEEDS = (0, 1)
@@ -61,22 +62,28 @@ def main() -> None:
             name = "_".join([method, *(f"{k}={v}" for k, v in options.items())])
             accuracies = []
             for seed in SEEDS:
-                run = eyeline.distill(
-                    data="fashion_mnist",
-                    method={method: options},
-                    out=str(arguments.out / name / f"seed-{seed}"),
-                    seed=seed,
-                    resume=True,
-                    memory=str(arguments.out / "memory"),
-                    memory_budget=8,
-                    data_root=arguments.data_root,
-                    validate_every=recipe["epochs"],
-                    **recipe,
-                )
+                try:
+                    run = eyeline.distill(
+                        data="fashion_mnist",
+                        method={method: options},
+                        out=str(arguments.out / name / f"seed-{seed}"),
+                        seed=seed,
+                        resume=True,
+                        memory=str(arguments.out / "memory"),
+                        memory_budget=8,
+                        data_root=arguments.data_root,
+                        validate_every=recipe["epochs"],
+                        **recipe,
+                    )
+                except TrainingStopped as stopped:
+                    print(stopped)
+                    break
                 accuracies.append(run.result["validation_accuracy"])
-            mean = statistics.mean(accuracies)
+            diverged = len(accuracies) < len(SEEDS)
+            mean = 0.0 if diverged else statistics.mean(accuracies)
             tried.append({"options": options, "validation_accuracy": accuracies, "mean": mean})
-            print(f"{100 * mean:5.2f} ± {100 * statistics.stdev(accuracies):.2f}  {name}", flush=True)
+            spread = 0.0 if diverged else statistics.stdev(accuracies)
+            print(f"{100 * mean:5.2f} ± {100 * spread:.2f}  {name}", flush=True)
         found[method] = {"tried": tried, "chosen": max(tried, key=lambda entry: entry["mean"])["options"]}
     content = {
         "kind": "weights",

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from eyeline.errors import InputError
-from eyeline.layers import find_layers, named_pairs, pair_layers, probe_output, shared_input_shape
+from eyeline.layers import (
+    find_layers,
+    named_layers,
+    named_pairs,
+    pair_layers,
+    probe_output,
+    shared_input_shape,
+)
 from eyeline.losses import Loss, Target
 from eyeline.objective import Method, Objective, Terms
 from eyeline.observe import Observer
@@ -74,19 +81,21 @@ class Distiller(nn.Module):
         needs = self.objective.needs
         student_layers: Sequence[str] = ()
         teacher_layers: Sequence[str] = ()
-        if self.teacher is not None and (needs("features") or needs("pre_activations")):
-            if layers == "auto":
-                pairs = pair_layers(find_layers(student, input_shape), find_layers(self.teacher, input_shape))
-                student_layers = [left.name for left, _ in pairs]
-                teacher_layers = [right.name for _, right in pairs]
-            else:
-                student_layers, teacher_layers = named_pairs(
-                    layers.split(",") if isinstance(layers, str) else layers
-                )
+        if layers != "auto":
+            student_layers, teacher_layers = named_pairs(
+                layers.split(",") if isinstance(layers, str) else layers
+            )
             if not student_layers:
-                raise InputError(
-                    f"layers is {layers!r}; method {method!r} compares features: expected 'auto' or names"
-                )
+                raise InputError(f"layers is {layers!r}; expected 'auto' or names")
+            for network, names in ((student, student_layers), (self.teacher, teacher_layers)):
+                if network is not None:
+                    named_layers(network, names, input_shape)
+        if self.teacher is None or not (needs("features") or needs("pre_activations")):
+            student_layers = teacher_layers = ()
+        elif layers == "auto":
+            pairs = pair_layers(find_layers(student, input_shape), find_layers(self.teacher, input_shape))
+            student_layers = [left.name for left, _ in pairs]
+            teacher_layers = [right.name for _, right in pairs]
         observe = functools.partial(
             Observer,
             input_shape=input_shape,
@@ -203,5 +212,5 @@ def _check_answers(
     if same_classes and ours != theirs:
         raise InputError(
             f"the student answers {ours} classes, the teacher {theirs}; "
-            "a method that looks at the teacher's logits (kd, gat) needs the same classes ('at' does not)"
+            "a method that compares classes (kd, gat, cam, cat) needs the same in both ('at' does not)"
         )

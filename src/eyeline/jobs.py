@@ -47,7 +47,7 @@ from eyeline.errors import InputError, TrainingStopped
 from eyeline.evaluate import attention_loss, evaluate
 from eyeline.evaluate.statistics import paired_difference, summary
 from eyeline.files import read_json, write_atomically, write_json
-from eyeline.layers import probe_output
+from eyeline.layers import evaluation_mode, probe_output
 from eyeline.memory import Memory, SharedTeacher, target_names, weights_hash
 from eyeline.objective import method_name, resolve_method
 from eyeline.report.page import write_page
@@ -265,15 +265,12 @@ def look(
         pixels = read_images(images, preprocess, count)
         batch = preprocess(pixels)
     first = next(network.parameters(), torch.empty(0))
-    training = network.training
-    network.eval()
     observer = Observer(network, layers, tuple(batch.shape[1:]))  # type: ignore[arg-type]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), evaluation_mode(network):
             features = observer(batch.to(first.device)).features
     finally:
         observer.close()
-        network.train(training)
     drawn = {
         layer.name: {
             name: attention_map(feature, exponent, reduce).cpu()  # type: ignore[arg-type]
@@ -296,6 +293,8 @@ def load(folder: Path, network: nn.Module | None = None) -> nn.Module:
         preprocess, weights = Preprocess(**view), folder / card["weights"]
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{folder / MODEL} is damaged, or of another version ({error})") from error
+    if not (isinstance(name, str | None) and isinstance(channels, int)):
+        raise InputError(f"{folder / MODEL} is damaged: model is {name!r}, in_chans {channels!r}")
     if network is None:
         if name is None:
             raise InputError(
@@ -484,11 +483,19 @@ def _network(
         raise InputError(
             f"the network answers {list(answered)} for an image; {data.name} has {len(data.classes)} classes"
         )
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise InputError(
+            f"{_shown(given)} has no parameter that requires a gradient; there is nothing to train"
+        )
     return network.train()
 
 
 def _teacher(given: Any, data: ImageData, weights: str | None) -> _Teacher:
     """The teacher: with trained weights, never a fresh head."""
+    if weights is not None and (not isinstance(given, str) or _is_run(given)):
+        raise InputError(
+            f"teacher_weights is for a teacher given by name; {_shown(given)} brings its own weights"
+        )
     if isinstance(given, nn.Module):
         network = given
     elif isinstance(given, str) and _is_run(given):
@@ -504,6 +511,11 @@ def _teacher(given: Any, data: ImageData, weights: str | None) -> _Teacher:
         network = models.create_model(given, pretrained=True)
     else:
         raise InputError(f"teacher is {given!r}; expected a run folder, a name or an nn.Module")
+    classes = getattr(network, "classes", None)
+    if classes is not None and len(classes) == len(data.classes) and tuple(classes) != data.classes:
+        _say(
+            f"teacher {_shown(given)} names its classes otherwise than {data.name}; they are paired in order"
+        )
     return _Teacher(_shown(given), network.eval().requires_grad_(False))
 
 
@@ -526,6 +538,14 @@ def _check(
 ) -> Distiller:
     """Show every mistake before a folder is made; the distiller is to be closed."""
     shape = _image_shape(data, settings)
+    try:
+        probe_output(teacher.network, shape)
+    except InputError as error:
+        size = "x".join(map(str, shape))
+        raise InputError(
+            f"teacher {teacher.name} cannot take the images of {data.name}, which are {size}: "
+            f"{error.__cause__ or error}"
+        ) from error
 
     def make(network: nn.Module) -> Distiller:
         # seeded, as in the run itself
@@ -659,6 +679,8 @@ def _try_step(distiller: Distiller, shape: tuple[int, int, int], classes: int) -
 
 
 def _any_network(given: Any, pretrained: bool, weights: str | None) -> nn.Module:
+    if weights is not None and (not isinstance(given, str) or _is_run(given)):
+        raise InputError(f"weights is for a model given by name; {_shown(given)} brings its own")
     if isinstance(given, nn.Module):
         return given
     if not isinstance(given, str):
@@ -699,6 +721,11 @@ def _methods(given: Sequence[Any] | Mapping[str, Any]) -> dict[str, dict[str, An
         raise InputError(
             f"methods {list(given)!r} name one method twice; give a mapping with a name for each"
         )
+    for name, method in named.items():
+        if not isinstance(name, str) or _file_name(name).strip(".") in ("", "memory", "tensorboard"):
+            raise InputError(f"a method of the study is called {name!r}; expected a name that makes a folder")
+        if name == BASELINE and method_name(method) != BASELINE:
+            raise InputError(f"{BASELINE!r} is the student alone; give {method!r} another name")
     named.pop(BASELINE, None)
     return {BASELINE: resolve_method(BASELINE)} | {
         name: resolve_method(method) for name, method in named.items()

@@ -93,7 +93,10 @@ def resolve_method(method: Method) -> dict[str, dict[str, Any]]:
     if isinstance(method, str):
         names = [name.strip() for name in method.split("+")]
         if len(set(names)) < len(names):
-            raise InputError(f"method {method!r} names a loss twice; expected each once, as in 'at+kd'")
+            raise InputError(
+                f"method {method!r} names a loss twice; expected each once, as in 'at+kd' "
+                f"({', '.join(LOSSES)})"
+            )
         given: dict[str, Any] = {name: {} for name in names}
     elif isinstance(method, Mapping):
         for name, options in method.items():
@@ -136,6 +139,8 @@ def resolve_method(method: Method) -> dict[str, dict[str, Any]]:
             )
         cross_entropy["weight"] = round(1.0 - share, 12)
     method = {"ce": cross_entropy, **resolved}
+    if not any(options["weight"] for options in method.values()):
+        raise InputError(f"all weights of method {given!r} are 0; expected one above 0")
     if [options["schedule"] for options in method.values()].count("loss_rate") == 1:
         raise InputError("schedule loss_rate balances losses with one another; expected it on at least two")
     return method
@@ -196,7 +201,7 @@ class Objective(nn.Module):
     def set_progress(self, epoch: int, epochs: int, learning_rate_factor: float = 1.0) -> None:
         """Set the weights for ``epoch`` (from 0) of ``epochs``."""
         values = [weight.at(epoch, epochs, learning_rate_factor) for weight in self.weights.values()]
-        factors = torch.tensor(values)
+        factors = torch.tensor(values, dtype=torch.float64)
         balanced = [i for i, weight in enumerate(self.weights.values()) if weight.schedule == "loss_rate"]
         if balanced:
             names = [list(self.weights)[i] for i in balanced]

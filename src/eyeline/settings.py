@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -112,6 +113,14 @@ class Settings:
                 value is None or (isinstance(value, int) and value >= 1), name, "a whole number of at least 1"
             )
         need(self.memory is None or self.memory != "", "memory", "a folder")
+        for name in ("memory_budget", "learning_rate", "weight_decay", "momentum", "gamma", "warmup_epochs"):
+            value = getattr(self, name)
+            number = isinstance(value, int | float) and math.isfinite(value)
+            need(
+                number or (value is None and name in ("learning_rate", "weight_decay")),
+                name,
+                "a finite number",
+            )
         need(self.memory_budget > 0, "memory_budget", "a number of GB above 0")
         need(self.learning_rate is None or self.learning_rate > 0, "learning_rate", "a number above 0")
         need(self.weight_decay is None or self.weight_decay >= 0, "weight_decay", "a number of at least 0")

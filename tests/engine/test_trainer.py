@@ -38,11 +38,12 @@ def run(
     method: str = "at+kd",
     student: Any = None,
     hooks: dict[str, Any] | None = None,
+    layers: Any = ("low", "high"),
     **settings: Any,
 ) -> Distiller:
     student = tiny_net(1) if student is None else student
     settings = {**FLOAT32, **settings}
-    distiller = Distiller(student, tiny_net(2), method, ["low", "high"], (1, 12, 12))
+    distiller = Distiller(student, tiny_net(2), method, layers, (1, 12, 12))
     for name, hook in (hooks or {}).items():  # once the probe for the layers is done
         student.get_submodule(name).register_forward_hook(hook)
     fit(distiller, tiny_data(), Settings.of(**settings), RunFolder(folder, {"verb": "distill", **settings}))
@@ -281,9 +282,9 @@ def test_a_loss_that_is_not_finite_stops_training(tmp_path: Path) -> None:
             return self.net(images) * (float("inf") if self.calls > 10 else 1.0)
 
     with pytest.raises(
-        TrainingStopped, match=r"loss term ce is not finite at step 10 \(epoch 2\); .* \(step 10\)"
+        TrainingStopped, match=r"loss term ce is not finite at step 11 \(epoch 2\); .* \(step 10\)"
     ):
-        run(tmp_path, method="ce", student=Exploding())
+        run(tmp_path, method="ce", student=Exploding(), layers="auto")
     assert RunFolder(tmp_path, {"verb": "distill", **FLOAT32}, resume=True).load_checkpoint()["step"] == 10  # type: ignore[index]
     assert [row["epoch"] for row in rows(tmp_path)] == ["1"]
     assert sorted(p.name for p in tmp_path.iterdir()) == [

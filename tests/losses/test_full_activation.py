@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -111,7 +112,7 @@ def test_what_cannot_be_compared() -> None:
 def test_defaults() -> None:
     method = resolve_method("act+hint")
     assert method["act"] == {"weight": 1000.0, "schedule": "linear", "reduction": "mean_square"}
-    assert method["hint"] == {"weight": 100.0, "schedule": "constant", "layer": None}
+    assert method["hint"] == {"weight": 100.0, "schedule": "constant", "layer": None, "batch_norm": True}
     assert resolve_method({"act": {"reduction": "norm"}})["act"]["weight"] == 1.0
 
 
@@ -138,13 +139,25 @@ def test_pairs_are_summed_behind_a_convolution_where_channels_differ(reduction: 
 
 
 @pytest.mark.parametrize(("layer", "index"), [(None, 1), (0, 0), (2, 2)])
-def test_a_hint_is_taken_at_one_pair(layer: int | None, index: int) -> None:
-    whole = distiller({"hint": {"layer": layer}})
+@pytest.mark.parametrize("batch_norm", [True, False])
+def test_a_hint_is_taken_at_one_pair(layer: int | None, index: int, batch_norm: bool) -> None:
+    whole = distiller({"hint": {"layer": layer, "batch_norm": batch_norm}})
     images, labels = random(2, *SHAPE), torch.tensor([0, 4])
     regressor = whole.objective.losses["hint"].regressor  # type: ignore[union-attr]
     ours = whole.observe_student(images).features[index]
     theirs = whole.observe_teacher(images).features[index]  # type: ignore[misc]
-    expected = oracle.hint_loss(oracle.convolved(ours, regressor.weight, regressor.bias), theirs)
+    answered = oracle.convolved(ours, regressor[0].weight, regressor[0].bias)
+    if batch_norm:
+        norm = regressor[1].train()
+        with torch.no_grad():
+            norm.weight.copy_(torch.linspace(-1, 2, len(norm.weight)))
+            norm.bias.copy_(torch.linspace(3, 1, len(norm.bias)))
+        answered = np.asarray(answered)
+        mean = answered.mean((0, 2, 3), keepdims=True)
+        variance = ((answered - mean) ** 2).mean((0, 2, 3), keepdims=True)
+        scale, shift = (p.detach().numpy().reshape(1, -1, 1, 1) for p in (norm.weight, norm.bias))
+        answered = torch.from_numpy((answered - mean) / np.sqrt(variance + norm.eps) * scale + shift)
+    expected = oracle.hint_loss(answered, theirs)
     assert whole(images, labels)["hint"].item() == pytest.approx(expected, rel=1e-10)
     assert list(whole.target(images)["hint"]) == ["feature"]  # of one layer, nothing else is remembered
 

@@ -172,8 +172,19 @@ CENTRAL = 7 / 8
 
 
 def _centre(size: int | tuple[int, int], share: float = CENTRAL) -> list[Any]:
-    side = size if isinstance(size, int) else min(size)
-    return [v2.Resize(round(side / share), antialias=True), v2.CenterCrop(size)]
+    if isinstance(size, int) or size[0] == size[1]:
+        side = size if isinstance(size, int) else size[0]
+        return [v2.Resize(round(side / share), antialias=True), v2.CenterCrop(size)]
+    return [functools.partial(_covering, size=size, share=share), v2.CenterCrop(size)]
+
+
+def _covering(image: Image.Image, size: tuple[int, int], share: float) -> Image.Image:
+    """Resized so that it covers ``size / share`` ``(H, W)`` and no more, its proportions kept."""
+    scale = max(size[0] / image.height, size[1] / image.width) / share
+    resized = [
+        max(wanted, round(given * scale)) for wanted, given in zip(size, image.size[::-1], strict=True)
+    ]
+    return v2.Resize(resized, antialias=True)(image)
 
 
 def as_rgb(image: Image.Image) -> Image.Image:

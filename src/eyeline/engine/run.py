@@ -165,10 +165,17 @@ class RunFolder:
         path = self.path / METRICS
         if not path.exists():
             return []
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [{k: v for k, v in row.items() if v not in ("", None)} for row in csv.DictReader(file)]
         whole = ("epoch", "step")
-        return [{k: int(v) if k in whole else float(v) for k, v in row.items()} for row in rows]
+        try:
+            with path.open(newline="", encoding="utf-8") as file:
+                rows = [{k: v for k, v in row.items() if v not in ("", None)} for row in csv.DictReader(file)]
+            figures = [{k: int(v) if k in whole else float(v) for k, v in row.items()} for row in rows]
+            if all(name in row for row in figures for name in whole):
+                return figures
+            reason = "a row without epoch or step"
+        except (ValueError, TypeError, csv.Error) as error:
+            reason = str(error)
+        raise InputError(f"{path} is damaged ({reason}); start anew with --overwrite true")
 
     def write_metrics(self, rows: list[dict[str, float]]) -> None:
         """Replace ``metrics.csv``."""

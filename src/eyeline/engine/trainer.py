@@ -258,7 +258,8 @@ def _fit(
             at = min(bad.values())
             terms = [name for name, first in bad.items() if first == at and name not in names[:2]] or ["loss"]
             what = (
-                f"loss term {', '.join(terms)} is not finite at step {at} (epoch {at // steps_per_epoch + 1})"
+                f"loss term {', '.join(terms)} is not finite at step {at + 1} "
+                f"(epoch {at // steps_per_epoch + 1})"
             )
         else:
             what = f"a weight is not finite after step {step} (epoch {(step - 1) // steps_per_epoch + 1})"
@@ -353,6 +354,11 @@ def _fit(
                 if fabric.is_global_zero:
                     if epoch % settings.validate_every == 0 or step == total:
                         measured = evaluate(distiller.student, validation(), device.autocast)
+                        if step == total and not math.isfinite(measured["loss"]):
+                            raise TrainingStopped(
+                                f"the validation loss is not finite after the last step ({step}); "
+                                "a smaller learning_rate or weight, or precision=float32, may help"
+                            )
                         row |= {
                             "validation_accuracy": measured["accuracy"],
                             "validation_loss": measured["loss"],

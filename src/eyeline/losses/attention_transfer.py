@@ -10,7 +10,7 @@ from torch import Tensor
 from eyeline.attention import Reduce, attention_map, check_map_arguments, normalized, resized
 from eyeline.errors import InputError, unknown
 from eyeline.losses.base import Loss, Target
-from eyeline.observe import Observation
+from eyeline.observe import Observation, Observer
 
 Reduction = Literal["mean_square", "norm"]
 
@@ -104,6 +104,14 @@ class AttentionTransfer(Loss):
     @property
     def default_weight(self) -> float:
         return default_weight(self.reduction)
+
+    def setup(self, student: Observer, teacher: Observer | None) -> None:
+        for layer in (*student.layers, *(teacher.layers if teacher is not None else ())):
+            if layer.shape[1] * layer.shape[2] == 1:
+                raise InputError(
+                    f"layer {layer.name!r} has one position, so its attention map of unit norm is always 1; "
+                    "name a layer before the pooling"
+                )
 
     def target(self, teacher: Observation) -> Target:
         return {

@@ -94,7 +94,7 @@ def binarized(maps: Tensor) -> Tensor:
 def pooled_class_maps(maps: Tensor, resolution: int, normalize: bool) -> Tensor:
     """Class maps ``[N, K, H, W]`` -> ``[N, K, resolution, resolution]``, each of unit norm if asked."""
     maps = F.adaptive_avg_pool2d(_wide(maps), resolution)
-    return normalized(maps, (2, 3)) if normalize else maps
+    return _unit(maps, min_max=False) if normalize else maps
 
 
 def _unit(maps: Tensor, min_max: bool) -> Tensor:

@@ -122,16 +122,19 @@ class Hint(Loss):
 
     Args:
         layer: number of the pair, from 0 at the input (default: the middle one).
+        batch_norm: normalise what the convolution answers (learnable scale and shift): without it the usual
+            weight of 100 diverges at usual learning rates where activations are large.
     """
 
     name = "hint"
+    not_in_target = frozenset({"batch_norm"})
     needs = frozenset({"features"})
 
-    def __init__(self, layer: int | None = None) -> None:
+    def __init__(self, layer: int | None = None, batch_norm: bool = True) -> None:
         super().__init__()
         if layer is not None and not isinstance(layer, int):
             raise InputError(f"layer of loss 'hint' is {layer!r}; expected a whole number, or none")
-        self.layer = layer
+        self.layer, self.batch_norm = layer, batch_norm
 
     @property
     def default_weight(self) -> float:
@@ -147,7 +150,9 @@ class Hint(Loss):
                 "pairs of layers"
             )
         ours, theirs = student.layers[self.index], teacher.layers[self.index]
-        self.regressor = nn.Conv2d(ours.shape[0], theirs.shape[0], 1)
+        self.regressor = nn.Sequential(nn.Conv2d(ours.shape[0], theirs.shape[0], 1))
+        if self.batch_norm:
+            self.regressor.append(nn.BatchNorm2d(theirs.shape[0]))
 
     def target(self, teacher: Observation) -> Target:
         return {"feature": teacher.features[self.index].detach()}
