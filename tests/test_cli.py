@@ -281,3 +281,10 @@ def test_a_mistake_of_ours_is_not_hidden(monkeypatch: Any) -> None:
     monkeypatch.setattr(api, "report", report)
     with pytest.raises(ZeroDivisionError):
         main(["report", "x"])
+
+
+def test_help_into_a_pipe_that_closes() -> None:
+    command = f"{sys.executable} -m eyeline distill --help | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("usage: eyeline distill")
+    assert done.stderr == ""

@@ -327,3 +327,15 @@ def test_a_loss_that_starts_at_0_is_followed_from_its_first_value() -> None:
         assert objective.factors.tolist() == pytest.approx(shares)
     with pytest.raises(InputError, match="the mean of at is missing; expected ce, at"):
         objective.end_epoch({"ce": 1.0})
+
+
+@pytest.mark.parametrize("method", [{"ce": {"weight": 0}}, {"ce": {"weight": 0}, "at": {"weight": 0}}])
+def test_a_method_without_any_weight(method: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"all weights .* are 0"):
+        resolve_method(method)
+
+
+def test_weights_are_exact_in_float64() -> None:
+    objective = Objective({"ce": {"weight": 0.1}, "kd": {"weight": 0.9}}).double()
+    objective.set_progress(0, 1)
+    assert objective.factors.tolist() == [0.1, 0.9]

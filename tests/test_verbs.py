@@ -590,3 +590,85 @@ def test_two_processes_read_one_memory(tmp_path: Path) -> None:
         last[-1] |= {name: float(row[name]) for name in ("kd", "at")}
     for name in ("train_loss", "kd", "at"):
         assert last[1][name] == pytest.approx(last[0][name], rel=1e-4)
+
+
+# --- what cannot be meant -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("methods", "said"),
+    [
+        ({"..": "at"}, r"called '\.\.'; expected a name that makes a folder"),
+        ({"é": "at"}, "expected a name that makes a folder"),
+        ({"memory": "at"}, "expected a name that makes a folder"),
+        ({1: "at"}, "called 1; expected a name"),
+        ({"ce": "at"}, "'ce' is the student alone"),
+    ],
+)
+def test_names_of_methods_that_make_no_folder_of_their_own(tmp_path: Path, methods: Any, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        study(tmp_path / "study", methods=methods)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("method", ["kd", "sym", "cat"])
+def test_layers_that_do_not_exist_are_refused_by_methods_that_read_none(tmp_path: Path, method: str) -> None:
+    with pytest.raises(InputError, match="unknown layer of TinyNet 'lo'; did you mean 'low'"):
+        eyeline.distill(
+            tiny_net(1), tiny_net(2), tiny_data(), str(tmp_path / "run"), method=method, layers="lo", **SHORT
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_beside_a_network_that_has_its_own(tmp_path: Path, teacher: Path, small: ImageData) -> None:
+    for given in (str(teacher), tiny_net(2)):
+        with pytest.raises(InputError, match="teacher_weights is for a teacher given by name"):
+            eyeline.distill(
+                "wrn_10_1", given, small, str(tmp_path / "run"), teacher_weights="other.safetensors", **SHORT
+            )
+    with pytest.raises(InputError, match="weights is for a model given by name"):
+        eyeline.look(str(teacher), small.test.images[:1], str(tmp_path / "l.png"), weights="o.safetensors")  # type: ignore[union-attr]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_student_with_nothing_to_train(tmp_path: Path) -> None:
+    frozen = tiny_net(1).requires_grad_(False)
+    with pytest.raises(InputError, match="TinyNet has no parameter that requires a gradient"):
+        eyeline.distill(frozen, tiny_net(2), tiny_data(), str(tmp_path / "run"), **SHORT)
+    with pytest.raises(InputError, match="nothing to train"):
+        eyeline.train(frozen, tiny_data(), str(tmp_path / "run"), **SHORT)
+
+
+def test_a_teacher_that_cannot_take_the_images_is_named(tmp_path: Path) -> None:
+    teacher = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    with pytest.raises(InputError, match="Sequential cannot take the images of tiny, which are 1x12x12"):
+        eyeline.distill(tiny_net(1), teacher, tiny_data(), str(tmp_path / "run"), **SHORT)
+
+
+def test_a_run_that_ends_in_nan_is_not_finished(tmp_path: Path) -> None:
+    data = dataclasses.replace(tiny_data(), train=tiny_split(8, 1))  # one step
+    with pytest.raises(eyeline.errors.TrainingStopped, match="not finite after"):  # type: ignore[attr-defined]
+        eyeline.distill(
+            tiny_net(1),
+            tiny_net(2),
+            data,
+            str(tmp_path / "run"),
+            method="at",
+            **{**SHORT, "epochs": 1, "learning_rate": 1e30},
+        )
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_look_leaves_the_modes_of_a_network(tmp_path: Path) -> None:
+    network = tiny_net(1).train()
+    network.low[1].eval()
+    before = [module.training for module in network.modules()]
+    eyeline.look(network, torch.zeros(1, 1, 224, 224, dtype=torch.uint8), str(tmp_path / "look.png"))
+    assert [module.training for module in network.modules()] == before
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "memory_budget", "weight_decay", "momentum"])
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), "0.1"])
+def test_settings_that_are_no_finite_numbers(name: str, value: Any) -> None:
+    with pytest.raises(InputError, match=f"{name} is .*; expected a finite number"):
+        Settings.of(**{name: value})

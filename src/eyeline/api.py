@@ -123,7 +123,8 @@ def distill(
         teacher: a run folder, a name (with its published weights), or an nn.Module
         data: fashion_mnist, fashion_mnist_sample, cifar10, cifar100, folder:PATH, or a Python data set
         out: folder of the run (default: under runs/)
-        method: ce, kd, at, at+kd, or a mapping such as {at: {weight: 1000}, kd: {temperature: 4}}
+        method: a sum of losses such as kd, at or at+kd (all of them: docs/methods), or a mapping such as
+            {at: {weight: 1000}, kd: {temperature: 4}}
         layers: auto, or names: layer3, or student_layer:teacher_layer
         student_weights: checkpoint from which the student starts (safetensors)
         teacher_weights: checkpoint of a teacher that is given by name (safetensors)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import sys
 import textwrap
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given[:1] == ["help"]:
         given = [*given[1:2], "--help"]
     if not given or given[0] in ("-h", "--help"):
-        print(_usage())
+        _print(_usage())
         return 0
     if given[0] in ("-V", "--version", "version"):
         print(f"eyeline {__version__}")
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise unknown("command", given[0], api.VERBS)
         verb = getattr(api, given[0])
         if any(argument in ("-h", "--help") for argument in given[1:]):
-            print(_help(verb))
+            _print(_help(verb))
             return 0
         outcome = verb(**_arguments(verb, given[1:]))
         if _is_main_process():
@@ -61,6 +62,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TrainingStopped as error:
         return _fail(error, 1)
     return 0
+
+
+def _print(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # the reader, as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(error: object, status: int) -> int:

@@ -239,3 +239,11 @@ def test_preprocess_takes_what_a_folder_holds() -> None:
     assert grey.pixels(deep).tolist() == [[[0, 255], [128, 1]]]
     clear = Image.new("RGBA", (2, 2), (0, 0, 0, 0))
     assert Preprocess(3, (2, 2), (0.0,) * 3, (1.0,) * 3).pixels(clear).unique().tolist() == [255]
+
+
+@pytest.mark.parametrize("size", [(32, 64), (64, 32)])
+@pytest.mark.parametrize("given", [(100, 100), (30, 300), (300, 30)])
+def test_an_image_of_another_shape_covers_the_view(size: tuple[int, int], given: tuple[int, int]) -> None:
+    white = Image.new("L", given, 255)
+    for central in (1.0, 0.875):
+        assert Preprocess(1, size, (0.0,), (1.0,), central).pixels(white).unique().tolist() == [255]

@@ -248,3 +248,11 @@ def test_other_processes_leave_the_folder_to_the_first(
     monkeypatch.setenv("LOCAL_RANK", "1")
     RunFolder(tmp_path / "run", RECIPE, overwrite=True)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("text", ["epoch,step,ce\n1,x,2\n", "ce\n1\n", "epoch,step\n1\n"])
+def test_damaged_figures(tmp_path: Path, text: str) -> None:
+    folder = RunFolder(tmp_path / "run", {"verb": "train"})
+    (folder.path / "metrics.csv").write_text(text)
+    with pytest.raises(InputError, match=r"metrics\.csv is damaged .*--overwrite"):
+        folder.read_metrics()

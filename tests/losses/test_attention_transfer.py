@@ -10,15 +10,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as F
 
+from eyeline.distiller import Distiller
 from eyeline.errors import InputError
 from eyeline.functional import attention_transfer_loss
 from eyeline.losses import AttentionTransfer
 from eyeline.objective import Objective
 from eyeline.observe import Observation
+from networks import Plain
 from oracles import attention as oracle
 
 EXPONENTS = [1.0, 1.5, 2.0, 3.0, 4.0]
@@ -540,3 +542,17 @@ def test_the_term_refuses_what_the_function_refuses() -> None:
         AttentionTransfer(reduce="summ")
     with pytest.raises(InputError, match="did you mean 'mean_square'"):
         AttentionTransfer(reduction="mean_squared")
+
+
+def test_a_layer_of_one_position_has_no_map() -> None:
+    class Pooled(Plain):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pooled = nn.AdaptiveAvgPool2d(1)
+
+        def forward(self, images: Tensor) -> Tensor:
+            self.pooled(images)
+            return super().forward(images)
+
+    with pytest.raises(InputError, match="layer 'pooled' has one position"):
+        Distiller(Pooled(), Pooled(), "at", ["pooled"], (3, 8, 8))

@@ -297,3 +297,16 @@ def test_the_stages_of_the_teacher_learn_from_the_labels_alone() -> None:
         gradients.append([convolution.weight.grad for convolution in loss.teacher_maps])
         assert all(gradient.abs().sum() > 0 for gradient in gradients[-1])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_normalised_class_maps_of_any_scale() -> None:
+    """Squares of 1e-25 are 0 in float32, those of 1e22 infinite."""
+    torch.manual_seed(0)
+    student, teacher = torch.rand(2, 3, 4, 4), torch.rand(2, 3, 4, 4)
+    expected = class_attention_loss(student, teacher, normalize=True)
+    for scale in (1e-25, 1e22):
+        scaled = (student * scale).requires_grad_()
+        loss = class_attention_loss(scaled, teacher, normalize=True)
+        torch.testing.assert_close(loss, expected)
+        (gradient,) = torch.autograd.grad(loss * scale, scaled)
+        assert torch.isfinite(gradient).all()
