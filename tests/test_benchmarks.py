@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from eyeline.losses import LOSSES
+
 ROOT = Path(__file__).parent.parent
-SECTIONS = ("step", "attention", "augmentation", "engine")  # "start" runs cold processes: too slow for a test
+SECTIONS = ("step", "remembered", "methods", "attention", "augmentation", "engine")
+# "start" runs cold processes: too slow for a test
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +25,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, str]:
     assert done.returncode == 0, done.stderr
     assert [file.name for file in out.parent.iterdir()] == ["quick.json"]
     return json.loads(out.read_text(encoding="utf-8")), done.stdout
+
+
+def _section(run: tuple[dict, str], name: str) -> dict:
+    return next(result for result in run[0]["results"] if result["section"] == name)
 
 
 def test_record_says_where_and_when(run: tuple[dict, str]) -> None:
@@ -44,8 +51,7 @@ def test_every_result_has_figures_and_ratios_in_order(run: tuple[dict, str]) -> 
 
 
 def test_step_is_compared_with_floor_plain_and_peer(run: tuple[dict, str]) -> None:
-    record, _ = run
-    step = record["results"][0]
+    step = _section(run, "step")
     peers = ["plain"]
     if importlib.util.find_spec("torchdistill") is not None:
         peers += ["torchdistill", "torchdistill*"]
@@ -54,6 +60,42 @@ def test_step_is_compared_with_floor_plain_and_peer(run: tuple[dict, str]) -> No
     for method in ("at", "kd", "at+kd"):
         for other in ("floor", *peers):
             assert step["ratios"][f"{method} eyeline / {other}"]["min"] > 0
+
+
+def test_remembered_step_is_compared_with_student_live_plain_and_peer(run: tuple[dict, str]) -> None:
+    ratios = _section(run, "remembered")["ratios"]
+    for method in ("at", "kd", "at+kd"):
+        assert {
+            f"{method} remembered / student alone",
+            f"{method} remembered / {method} live",
+        } <= ratios.keys()
+        for kind in ("live", "remembered"):
+            assert f"images a second: {method} {kind} / plain" in ratios
+    assert ratios["steps of a study, with memory / without"]["min"] > 0
+
+
+def test_every_method_has_its_cost_and_a_row_in_the_documentation(
+    run: tuple[dict, str], tmp_path: Path
+) -> None:
+    ratios = _section(run, "methods")["ratios"]
+    for method in (*LOSSES, "at+kd"):
+        assert f"{method} live / student alone" in ratios
+    remembered = {name.split()[0] for name in ratios if "remembered" in name}
+    # the others ask no teacher, or a learnable part of theirs sees the live one
+    assert remembered == {*LOSSES, "at+kd"} - {"ce", "sym", "grad_reg", "aft"}
+
+    page, record = tmp_path / "page.md", tmp_path / "record.json"
+    page.write_text("before\n<!-- cost -->\nold\n<!-- /cost -->\nafter\n", encoding="utf-8")
+    record.write_text(json.dumps(run[0]), encoding="utf-8")
+    command = [sys.executable, "benchmarks/method_table.py", str(record), "--page", str(page)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    first, *lines, last = page.read_text(encoding="utf-8").strip().splitlines()
+    assert (first, lines[0], lines[-1], last) == ("before", "<!-- cost -->", "<!-- /cost -->", "after")
+    assert lines[1:-1] == done.stdout.splitlines()
+    assert [line.split("`")[1] for line in lines[3:-1]] == [*LOSSES, "at+kd"]
+    figures = ratios["kd live / student alone"]
+    shown = [f"{figures[k]:.2f}" for k in ("median", "lower_quartile", "upper_quartile")]
+    assert "{} [{}, {}]".format(*shown) in next(line for line in lines if line.startswith("| `kd`"))
 
 
 def test_table_fits_80_columns(run: tuple[dict, str]) -> None:
