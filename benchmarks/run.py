@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from rich import box
@@ -36,12 +36,13 @@ SECTIONS = (
     "allocator",
 )
 DEFAULT = SECTIONS[:-1]
+Size = TypeVar("Size", int, tuple[int, ...])
 
 
 def measure(section: str, quick: bool, device: str) -> Iterator[Result]:
     """The results of a section, one after the other."""
 
-    def size(full: int, small: int) -> int:
+    def size(full: Size, small: Size) -> Size:
         return small if quick else full
 
     batch, side = size(128, 4), size(32, 16)
@@ -86,6 +87,21 @@ def measure(section: str, quick: bool, device: str) -> Iterator[Result]:
             from process import measure_start
 
             yield measure_start(rounds=size(7, 1), device=device)
+        case "study":
+            from study import measure_studies
+
+            yield from measure_studies(quick, device)
+        case "scaling":
+            from scaling import measure_scaling
+
+            sizes = {
+                "images": size((32, 64, 128, 256, 512), (2, 4)),
+                "stages": size((1, 2, 3), (1, 2)),
+                "resolution": size((16, 32, 64), (8, 16)),
+                "seeds": size((1, 2, 3, 4, 5), (1, 2)),
+            }
+            pair = small_pair if quick else ("wrn_16_2", "wrn_16_1")
+            yield from measure_scaling(pair, sizes, batch, side, rounds=size(5, 2), device=device)
         case "allocator":
             from allocator import measure_allocator
 
