@@ -230,3 +230,12 @@ def test_preprocess_resizes_and_makes_grey() -> None:
 def test_preprocess_refuses_other_tensors(images: torch.Tensor) -> None:
     with pytest.raises(InputError, match=r"images of shape .* expected uint8 \[N, 3, H, W\]"):
         Preprocess(3, (8, 8), (0.5,) * 3, (0.5,) * 3)(images)
+
+
+def test_preprocess_takes_what_a_folder_holds() -> None:
+    """16-bit greyscale is scaled, transparency is laid on white, and a bare convert would do neither."""
+    grey = Preprocess(1, (2, 2), (0.0,), (1.0,))
+    deep = Image.fromarray(np.array([[0, 65535], [32896, 257]], dtype=np.uint16))
+    assert grey.pixels(deep).tolist() == [[[0, 255], [128, 1]]]
+    clear = Image.new("RGBA", (2, 2), (0, 0, 0, 0))
+    assert Preprocess(3, (2, 2), (0.0,) * 3, (1.0,) * 3).pixels(clear).unique().tolist() == [255]

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile
 from torch import Tensor
 from torchvision import datasets
 from torchvision.transforms.functional import to_pil_image
 
+from eyeline.data.views import as_rgb
 from eyeline.errors import InputError, unknown
 from eyeline.settings import Settings
 
@@ -223,7 +224,7 @@ def read_images(images: Any, preprocess: Preprocess, count: int) -> Tensor:
     if isinstance(images, Image.Image):
         return read_images([images], preprocess, count)
     if isinstance(images, list | tuple) and images and isinstance(images[0], Image.Image):
-        return torch.stack([preprocess.pixels(_rgb(image)) for image in images[:count]])
+        return torch.stack([preprocess.pixels(image) for image in images[:count]])
     path = Path(images).expanduser() if isinstance(images, str | os.PathLike) else None
     if path is not None and path.exists():
         files = _image_files(path) if path.is_dir() else [path]
@@ -544,23 +545,7 @@ def _unreadable(paths: Sequence[Path], workers: int | None) -> list[tuple[Path, 
 
 def _decode(path: Path) -> Image.Image:
     with Image.open(path, formats=_FORMATS) as image:
-        return _rgb(image)
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """Any image as 8-bit RGB, upright, on white."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no known range")
-    if image.mode.startswith("I"):  # Pillow would clip 16-bit greyscale, or drop bits, by its version
-        pixels = np.asarray(image)
-        if pixels.min() < 0 or pixels.max() > 65535:
-            raise ValueError("32-bit pixels have no known range")
-        image = Image.fromarray((pixels / 257).round().astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+        return as_rgb(image)
 
 
 # --- Python objects -----------------------------------------------------------------------------------------
@@ -662,7 +647,7 @@ def _label(label: Any, index: int) -> int:
 def _pixels(image: Any, index: int) -> Tensor:
     """One image as uint8 ``[C,H,W]``: greyscale stays one channel, every other PIL mode becomes RGB."""
     if isinstance(image, Image.Image):
-        array = np.array(_rgb(image).convert("L" if image.mode == "L" else "RGB"))
+        array = np.array(as_rgb(image).convert("L" if image.mode == "L" else "RGB"))
         return torch.from_numpy(array).reshape(*array.shape[:2], -1).permute(2, 0, 1)
     if not isinstance(image, Tensor | np.ndarray):
         raise InputError(f"image {index} is {type(image).__name__}; expected a PIL image, or uint8 [C, H, W]")

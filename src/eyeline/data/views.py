@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms import v2
 
@@ -176,6 +176,26 @@ def _centre(size: int | tuple[int, int], share: float = CENTRAL) -> list[Any]:
     return [v2.Resize(round(side / share), antialias=True), v2.CenterCrop(size)]
 
 
+def as_rgb(image: Image.Image) -> Image.Image:
+    """Any image as 8-bit RGB, upright, on white; 16-bit greyscale is scaled, not clipped.
+
+    Raises:
+        ValueError: its pixels have no known range.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no known range")
+    if image.mode.startswith("I"):  # Pillow would clip 16-bit greyscale, or drop bits, by its version
+        pixels = np.asarray(image)
+        if pixels.min() < 0 or pixels.max() > 65535:
+            raise ValueError("32-bit pixels have no known range")
+        image = Image.fromarray((pixels / 257).round().astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
 @dataclass(frozen=True)
 class Preprocess:
     """The evaluation view of a model: from images as they come to the batch it takes.
@@ -196,7 +216,7 @@ class Preprocess:
     def pixels(self, image: Image.Image) -> Tensor:
         """``[C, H, W]`` uint8."""
         height, width = self.size
-        image = image.convert("L" if self.channels == 1 else "RGB")
+        image = as_rgb(image).convert("L" if self.channels == 1 else "RGB")
         image = v2.Compose(_centre(self.size, self.central))(image)
         return (
             torch.from_numpy(np.array(image, dtype=np.uint8))

@@ -14,6 +14,7 @@ from torch import nn
 LONG_RUN = 600.0
 """Seconds of the teacher's forward passes from which compiling it is tried on a CPU: it takes half a minute
 at first, and saves about a tenth of them."""
+_FEW_STEPS = 200  # in which to measure would cost more than it could tell
 _TIMED = 3
 
 
@@ -59,7 +60,7 @@ def compile_networks(
         if teacher is not None:
             _freeze(teacher, ask, sizes)
         return True, ""
-    if teacher is None or steps == 0 or decided is False:
+    if teacher is None or decided is False or (decided is None and steps < _FEW_STEPS):
         return False, ""
     if decided:
         _freeze(teacher, ask, sizes)

@@ -195,8 +195,9 @@ def _fit(
 
     state = folder.load_checkpoint()
     asked = total
-    if memory is not None and target_names(distiller).keys() == distiller.objective.targeted.keys():
-        views = memory.missing(SharedTeacher([distiller]).losses, number_of_views(settings))
+    remembered = {} if memory is None else target_names(distiller)  # loss -> name of its target
+    if memory is not None and remembered.keys() == distiller.objective.targeted.keys():
+        views = memory.missing(remembered.values(), number_of_views(settings))
         asked = len(views) * steps_per_epoch
     compiled = _compile(
         [distiller],
@@ -292,7 +293,6 @@ def _fit(
         rate = float(sums[-1]) * fabric.world_size / max(elapsed, 1e-9)
         return f"epoch {epoch}/{settings.epochs}", "  ".join(shown), f"{rate:,.0f} images/s"
 
-    remembered = {} if memory is None else target_names(distiller)  # loss -> name of its target
     targets: dict[str, Encoded] = {}
     view: int | None = None  # whose targets these are
 
