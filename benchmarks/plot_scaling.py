@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, ScalarFormatter
+from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
 from eyeline.report.charts import COLORS
 from eyeline.report.pictures import save_figure
@@ -42,8 +42,11 @@ def draw(record: Mapping[str, Any]) -> Figure:
         assert f"by {what}" in result["title"]
         _panel(axes, result)
         axes.set_xlabel(label, color=INK)
+    for axes in panels[1:-1]:
+        axes.sharey(panels[0])
+        axes.autoscale(axis="y")
     panels[0].set_ylabel("ms a step", color=INK)
-    panels[-1].set_ylabel("s", color=INK)
+    panels[-1].set_ylabel("s a study", color=INK)
     return figure
 
 
@@ -64,9 +67,10 @@ def _panel(axes: Axes, result: Mapping[str, Any]) -> None:
         axes.plot(list(points), middle, "o-", color=color, ms=4, lw=1.5, label=f"{kind}, slope {slope:.2f}")
         axes.fill_between(list(points), low, high, color=color, alpha=0.2, lw=0)
         axes.set_xticks(list(points), [str(size) for size in points])
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    for formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-        formatter(ScalarFormatter())
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(ScalarFormatter())
     axes.grid(color=GRID, lw=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

@@ -154,9 +154,9 @@ def _filling(teacher: str, student: str, images: int, side: int, device: str) ->
 def measure_studies(quick: bool, device: str) -> Iterator[Result]:
     """The results of the section."""
     if quick:
-        yield measure_study(("wrn_10_1", "wrn_10_1"), 8, 16, 1, 1, 1, device)
+        yield measure_study(("wrn_10_1", "wrn_10_1"), 8, 16, 1, 1, 2, device)
         yield measure_filling(("wrn_10_1", "wrn_10_1"), 8, 16, 2, device)
         return
     for pair in PAIRS:
-        yield measure_study(pair, images=640, side=32, epochs=3, seeds=5, rounds=3, device=device)
-        yield measure_filling(pair, images=6400, side=32, rounds=5, device=device)
+        yield measure_study(pair, images=1280, side=32, epochs=3, seeds=5, rounds=3, device=device)
+        yield measure_filling(pair, images=12800, side=32, rounds=5, device=device)
