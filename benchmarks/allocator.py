@@ -5,8 +5,6 @@ A large block goes back to the system when it is freed, and every page of the ne
 
 from __future__ import annotations
 
-from typing import Any
-
 from measure import Result, Variant, interleave
 from step import Setup, eyeline_step
 from worker import Worker
@@ -15,7 +13,7 @@ HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
 """Read by torch: blocks of 2 MB and more are aligned and advised to lie on huge pages."""
 
 
-def measure_allocator(pair: tuple[Any, Any], batch: int, side: int, rounds: int) -> Result:
+def measure_allocator(pair: tuple[str, str], batch: int, side: int, rounds: int) -> Result:
     """A step of attention transfer under each way of allocating."""
     ways: dict[str, tuple[bool, dict[str, str]]] = {
         "default": (False, {}),
@@ -37,5 +35,5 @@ def measure_allocator(pair: tuple[Any, Any], batch: int, side: int, rounds: int)
     return result
 
 
-def _step(pair: tuple[Any, Any], batch: int, side: int) -> dict[str, Variant]:
+def _step(pair: tuple[str, str], batch: int, side: int) -> dict[str, Variant]:
     return {"step": eyeline_step(Setup(*pair, batch, side, "cpu"), "at")}

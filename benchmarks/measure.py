@@ -73,6 +73,8 @@ class Result:
     samples: Mapping[str, list[float]]
     """By variant, one figure a round."""
     ratios: dict[str, list[float]] = field(default_factory=dict)
+    facts: dict[str, float] = field(default_factory=dict)
+    """Figures that are no comparison, by what they are, with their unit."""
     notes: list[str] = field(default_factory=list)
 
     def ratio(self, over: str, *under: str, label: str | None = None) -> None:
@@ -82,6 +84,12 @@ class Result:
             values = [a / b for a, b in zip(self.samples[over], below, strict=True)]
             self.ratios[f"{over} / {label or ' + '.join(under)}"] = values
 
+    def rate(self, of: str, over: str, label: str) -> None:
+        """Add how many images a second one variant does for one of another, from their times for a batch."""
+        if of in self.samples and over in self.samples:
+            both = zip(self.samples[of], self.samples[over], strict=True)
+            self.ratios[f"images a second: {of} / {label}"] = [theirs / ours for ours, theirs in both]
+
     def as_json(self) -> dict[str, Any]:
         return {
             "title": self.title,
@@ -89,5 +97,6 @@ class Result:
             "rounds": len(next(iter(self.samples.values()))),
             "values": {name: summary(values) for name, values in self.samples.items()},
             "ratios": {name: summary(values) for name, values in self.ratios.items()},
+            "facts": self.facts,
             "notes": self.notes,
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import tempfile
@@ -20,7 +21,7 @@ from eyeline.engine.trainer import Device, fit, make_optimizer, training_stream
 from eyeline.settings import Settings
 from measure import Result, Variant, interleave
 
-BATCH, SIDE, CLASSES = 8, 8, 10
+BATCH, SHAPE, CLASSES = 8, (1, 8, 8), 10
 
 
 def measure_engine(steps: int, rounds: int, device: str) -> Result:
@@ -40,15 +41,18 @@ def measure_engine(steps: int, rounds: int, device: str) -> Result:
     return result
 
 
-def _data(steps: int) -> ImageData:
+def noise(images: int, shape: tuple[int, int, int]) -> ImageData:
+    """Training images of noise ``[C, H, W]``; validation and test have one a class alone."""
+    channels, *side = shape
+
     def split(count: int) -> MemorySplit:
-        images = torch.randint(0, 256, (count, 1, SIDE, SIDE), dtype=torch.uint8)
-        return MemorySplit(images, torch.arange(count) % CLASSES)
+        pixels = torch.randint(0, 256, (count, *shape), dtype=torch.uint8)
+        return MemorySplit(pixels, torch.arange(count) % CLASSES)
 
     classes = tuple(str(i) for i in range(CLASSES))
-    return ImageData(
-        "noise", classes, (0.5,), (0.25,), split(steps * BATCH), split(CLASSES), None, 1, (SIDE, SIDE)
-    )
+    mean, std = (0.5,) * channels, (0.25,) * channels
+    splits = (split(count) for count in (images, CLASSES, CLASSES))
+    return ImageData("noise", classes, mean, std, *splits, channels, (side[0], side[1]))
 
 
 def _settings(device: str) -> Settings:
@@ -58,14 +62,14 @@ def _settings(device: str) -> Settings:
 
 
 def _network() -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(SIDE * SIDE, CLASSES))
+    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(SHAPE), CLASSES))
 
 
 def _fit(steps: int, device: str, folder: Path) -> Variant:
-    long, short = _data(steps), _data(steps // 10)
+    long, short = (noise(count * BATCH, SHAPE) for count in (steps, steps // 10))
 
     def seconds(data: ImageData) -> float:
-        distiller = Distiller(_network(), method="ce", input_shape=(1, SIDE, SIDE))
+        distiller = Distiller(_network(), method="ce", input_shape=SHAPE)
         run = RunFolder(folder / "run", {"verb": "train"}, overwrite=True)
         start = time.perf_counter()
         fit(distiller, data, _settings(device), run)
@@ -78,7 +82,7 @@ def _fit(steps: int, device: str, folder: Path) -> Variant:
 
 
 def _bare_loop(steps: int, device: str) -> Variant:
-    data, settings = _data(steps), _settings(device)
+    data, settings = noise(steps * BATCH, SHAPE), _settings(device)
     place = Device.of(settings)
     network = _network().to(place.torch_device)
     optimizer = make_optimizer(settings, list(network.parameters()))

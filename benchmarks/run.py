@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from rich import box
@@ -23,48 +23,89 @@ from eyeline.engine.run import environment, write_json
 from measure import Result, summary
 from step import PAIRS, measure_attention, measure_step
 
-SECTIONS = ("step", "attention", "augmentation", "engine", "start", "allocator")
+SECTIONS = (
+    "step",
+    "remembered",
+    "methods",
+    "attention",
+    "augmentation",
+    "engine",
+    "start",
+    "study",
+    "scaling",
+    "allocator",
+)
 DEFAULT = SECTIONS[:-1]
+Size = TypeVar("Size", int, tuple[int, ...])
 
 
-def measure(sections: list[str], quick: bool, device: str) -> Iterator[Result]:
-    """The results of the chosen sections, one after the other."""
+def measure(section: str, quick: bool, device: str) -> Iterator[Result]:
+    """The results of a section, one after the other."""
 
-    def size(full: int, small: int) -> int:
+    def size(full: Size, small: Size) -> Size:
         return small if quick else full
 
     batch, side = size(128, 4), size(32, 16)
-    pairs = (((10, 1), (10, 1)),) if quick else PAIRS
-    if "step" in sections:
-        for pair in pairs:
-            yield measure_step(pair, batch, side, rounds=size(15, 2), device=device, compiled=not quick)
-    if "attention" in sections:
-        yield measure_attention(batch, side, rounds=size(100, 2), device=device)
-    if "augmentation" in sections:
-        from pipeline import measure_augmentation
+    small_pair = ("wrn_10_1", "wrn_10_1")
+    pairs = (small_pair,) if quick else PAIRS
+    match section:
+        case "step":
+            for pair in pairs:
+                yield measure_step(pair, batch, side, rounds=size(15, 2), device=device, compiled=not quick)
+        case "remembered":
+            from remembered import PAIRS as SIZED_PAIRS
+            from remembered import measure_remembered
 
-        for channels in (3, 1):
-            yield measure_augmentation(
-                channels,
-                images=size(50_000, 64),
-                side=32,
-                batch=size(128, 8),
-                batches=size(10, 2),
-                rounds=size(15, 2),
-                device=device,
-            )
-    if "engine" in sections:
-        from process import measure_engine
+            for *names, batch, side in ((*small_pair, 4, 16),) if quick else SIZED_PAIRS:
+                pair = (names[0], names[1])
+                yield measure_remembered(pair, batch, side, size(15, 2), device, compiled=not quick)
+        case "methods":
+            from methods import measure_methods
 
-        yield measure_engine(steps=size(2000, 20), rounds=size(10, 2), device=device)
-    if "start" in sections:
-        from process import measure_start
+            pair = small_pair if quick else ("wrn_16_2", "wrn_16_1")
+            yield measure_methods(pair, batch, side, rounds=size(15, 2), device=device)
+        case "attention":
+            yield measure_attention(batch, side, rounds=size(100, 2), device=device)
+        case "augmentation":
+            from pipeline import measure_augmentation
 
-        yield measure_start(rounds=size(7, 1), device=device)
-    if "allocator" in sections:
-        from allocator import measure_allocator
+            for channels in (3, 1):
+                yield measure_augmentation(
+                    channels,
+                    images=size(50_000, 64),
+                    side=32,
+                    batch=size(128, 8),
+                    batches=size(10, 2),
+                    rounds=size(15, 2),
+                    device=device,
+                )
+        case "engine":
+            from process import measure_engine
 
-        yield measure_allocator(pairs[0], batch, side, rounds=size(30, 2))
+            yield measure_engine(steps=size(2000, 20), rounds=size(10, 2), device=device)
+        case "start":
+            from process import measure_start
+
+            yield measure_start(rounds=size(7, 1), device=device)
+        case "study":
+            from study import measure_studies
+
+            yield from measure_studies(quick, device)
+        case "scaling":
+            from scaling import measure_scaling
+
+            sizes = {
+                "images": size((32, 64, 128, 256, 512), (2, 4)),
+                "stages": size((1, 2, 3), (1, 2)),
+                "resolution": size((16, 32, 64), (8, 16)),
+                "seeds": size((1, 2, 3, 4, 5), (1, 2)),
+            }
+            pair = small_pair if quick else ("wrn_16_2", "wrn_16_1")
+            yield from measure_scaling(pair, sizes, batch, side, rounds=size(5, 2), device=device)
+        case "allocator":
+            from allocator import measure_allocator
+
+            yield measure_allocator(pairs[0], batch, side, rounds=size(30, 2))
 
 
 def show(result: Result, console: Console) -> None:
@@ -82,6 +123,8 @@ def show(result: Result, console: Console) -> None:
             table.add_row(name, *shown)
         table.add_section()
     console.print(table)
+    for name, value in result.facts.items():
+        console.print(Text(f"{name}: {value:,.4g}"))
     for note in result.notes:
         console.print(Text(note, style="dim"))
     console.print()
@@ -96,7 +139,7 @@ def _unit(result: Result) -> tuple[str, Callable[[float], str]]:
     return name, lambda value: f"{value * scale:,.2f}"
 
 
-def record(results: list[Result], arguments: argparse.Namespace) -> dict[str, Any]:
+def record(results: list[dict[str, Any]], arguments: argparse.Namespace) -> dict[str, Any]:
     """What is stored: where, when and of which commit, then the results."""
     return {
         "kind": "benchmark",
@@ -105,7 +148,7 @@ def record(results: list[Result], arguments: argparse.Namespace) -> dict[str, An
         "quick": arguments.quick,
         "device": arguments.device,
         "environment": {k: v for k, v in environment().items() if k != "command"} | {"peers": _peers()},
-        "results": [result.as_json() for result in results],
+        "results": results,
     }
 
 
@@ -149,12 +192,13 @@ def main() -> None:
         parser.error("--device cuda: torch sees no GPU")
     console = Console(width=80)
     results = []
-    for result in measure(sections, arguments.quick, arguments.device):
-        results.append(result)
-        show(result, console)
-        if arguments.out is not None:
-            arguments.out.parent.mkdir(parents=True, exist_ok=True)
-            write_json(arguments.out, record(results, arguments))
+    for section in (name for name in SECTIONS if name in sections):
+        for result in measure(section, arguments.quick, arguments.device):
+            results.append({"section": section, **result.as_json()})
+            show(result, console)
+            if arguments.out is not None:
+                arguments.out.parent.mkdir(parents=True, exist_ok=True)
+                write_json(arguments.out, record(results, arguments))
     if arguments.out is not None:
         console.print(f"stored in {arguments.out}")
 

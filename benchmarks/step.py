@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,17 +15,17 @@ from eyeline.attention import attention_map
 from eyeline.distiller import Distiller
 from eyeline.engine.compiling import compile_networks
 from eyeline.engine.trainer import Device, make_optimizer
+from eyeline.layers import find_layers, pair_layers
 from eyeline.losses.attention_transfer import map_distance
-from eyeline.models.wrn import WideResNet
+from eyeline.models import create_model
 from eyeline.settings import Settings
 from measure import Result, Variant, interleave
 from worker import Worker
 
 METHODS = ("at", "kd", "at+kd")
-PAIRS = (((40, 2), (16, 2)), ((16, 2), (16, 1)))
-"""(depth, width) of teacher and student."""
+PAIRS = (("wrn_40_2", "wrn_16_2"), ("wrn_16_2", "wrn_16_1"))
+"""Teacher and student."""
 CLASSES, BETA, ALPHA, TEMPERATURE = 100, 1000.0, 0.9, 4.0
-GROUPS = ("group1", "group2", "group3")
 # a rate at which repeated steps on one batch of noise stay finite
 SGD = {"lr": 1e-3, "momentum": 0.9, "weight_decay": 5e-4}
 
@@ -33,16 +33,18 @@ SGD = {"lr": 1e-3, "momentum": 0.9, "weight_decay": 5e-4}
 class Setup:
     """Networks, one batch and the device; every variant trains its own copy of the student."""
 
-    def __init__(
-        self, teacher: tuple[int, int], student: tuple[int, int], batch: int, side: int, device: str
-    ) -> None:
+    def __init__(self, teacher: str, student: str, batch: int, side: int, device: str) -> None:
         torch.manual_seed(0)
         self.settings = Settings.of(accelerator=device, learning_rate=SGD["lr"])
         self.device = Device.of(self.settings)
         target = self.device.torch_device
-        self._student = WideResNet(*student, num_classes=CLASSES)
-        self._teacher = WideResNet(*teacher, num_classes=CLASSES).eval().requires_grad_(False)
-        self.images = torch.randn(batch, 3, side, side).to(target)
+        self.shape = (3, side, side)
+        self._student = create_model(student, CLASSES)
+        self._teacher = create_model(teacher, CLASSES).eval().requires_grad_(False)
+        pairs = pair_layers(find_layers(self._student, self.shape), find_layers(self._teacher, self.shape))
+        self.layers = [(ours.name, theirs.name) for ours, theirs in pairs]
+        """Those whose attention is compared: of the student and of the teacher."""
+        self.images = torch.randn(batch, *self.shape).to(target)
         self.labels = torch.randint(0, CLASSES, (batch,)).to(target)
         self.images_last = self.images.contiguous(memory_format=torch.channels_last)
 
@@ -54,38 +56,53 @@ class Setup:
         return pair[0].to(self.images.device), pair[1].to(self.images.device)
 
 
+def steps_a_figure(device: str) -> int:
+    """How many steps a figure is the mean of; one step on a GPU would be the wait for the host."""
+    return 10 if device == "cuda" else 1
+
+
 def measure_step(
-    pair: tuple[Any, Any], batch: int, side: int, rounds: int, device: str, compiled: bool
+    pair: tuple[str, str], batch: int, side: int, rounds: int, device: str, compiled: bool
 ) -> Result:
-    """The training step of one pair of networks; ``compiled``: also with a compiled teacher."""
+    """The training step of one pair of networks; ``compiled``: also compiled as the engine does it."""
     shape = (*pair, batch, side, device)
-    ours = Worker(our_steps, *shape, compiled, keep=True, device=device)
-    others = Worker(other_steps, *shape, device=device)
+    ours = Worker(our_steps, *shape, compiled, keep=True, device=device, repeat=steps_a_figure(device))
+    others = Worker(other_steps, *shape, METHODS, device=device, repeat=steps_a_figure(device))
     samples = interleave({**ours.variants(), **others.variants()}, rounds, warmup=2)
     ours.close()
     others.close()
-    names = [f"WRN-{depth}-{width}" for depth, width in pair]
-    result = Result(f"Training step, {' -> '.join(names)}, batch {batch}", "s", samples)
+    result = Result(f"Training step, {' -> '.join(pair)}, {side} x {side}, batch {batch}", "s", samples)
     for method in METHODS:
         for own in (f"{method} eyeline", f"{method} compiled"):
             result.ratio(own, "student alone", "teacher alone", label="floor")
             for other in ("plain", "torchdistill", "torchdistill*"):
                 result.ratio(own, f"{method} {other}", label=other)
-    precision = "bf16 autocast" if Device.of(Settings.of(accelerator=device)).bf16 else "float32"
     result.notes = [
-        f"eyeline and the floor: {precision}, channels_last, freed memory kept, as its engine does; "
-        "compiled: the teacher alone, as compile=auto does in a long run",
-        "plain and torchdistill: float32, contiguous, in a process that allocates as it likes",
+        f"eyeline and the floor: {precision(device)}, channels_last, freed memory kept, as its engine does; "
+        "compiled: as the engine does in a long run, on a CPU the teacher alone, on a GPU both networks",
+        *notes_on_others(device),
         "floor: student alone (cross entropy, backward, SGD) + teacher alone (forward), eager",
-        f"torchdistill*: the same in {precision}, channels_last"
-        if has_torchdistill()
-        else "torchdistill is not installed (pip install --group benchmark): left out",
     ]
     return result
 
 
+def precision(device: str) -> str:
+    """eyeline's own on this device."""
+    return "bf16 autocast" if Device.of(Settings.of(accelerator=device)).bf16 else "float32"
+
+
+def notes_on_others(device: str) -> list[str]:
+    """How the steps of :func:`other_steps` run."""
+    return [
+        "plain and torchdistill: float32, contiguous, in a process that allocates as it likes",
+        f"torchdistill*: the same in {precision(device)}, channels_last"
+        if has_torchdistill()
+        else "torchdistill is not installed (pip install --group benchmark): left out",
+    ]
+
+
 def our_steps(
-    teacher: tuple[int, int], student: tuple[int, int], batch: int, side: int, device: str, compiled: bool
+    teacher: str, student: str, batch: int, side: int, device: str, compiled: bool
 ) -> dict[str, Variant]:
     """eyeline's steps; the floor is ``student alone`` + ``teacher alone``."""
     setup = Setup(teacher, student, batch, side, device)
@@ -98,12 +115,12 @@ def our_steps(
 
 
 def other_steps(
-    teacher: tuple[int, int], student: tuple[int, int], batch: int, side: int, device: str
+    teacher: str, student: str, batch: int, side: int, device: str, methods: Sequence[str]
 ) -> dict[str, Variant]:
     """The same work by others."""
     setup = Setup(teacher, student, batch, side, device)
     variants = {}
-    for method in METHODS:
+    for method in methods:
         variants[f"{method} plain"] = plain_step(setup, method)
         if has_torchdistill():
             variants[f"{method} torchdistill"] = torchdistill_step(setup, method, eyelines_format=False)
@@ -111,48 +128,71 @@ def other_steps(
     return variants
 
 
-def student_alone(setup: Setup) -> Variant:
+def student_alone(setup: Setup, compiled: bool = False) -> Variant:
     """The floor's first part: cross entropy, backward, SGD."""
     student, _ = setup.networks(eyelines_format=True)
     optimizer = make_optimizer(setup.settings, list(student.parameters()))
+    if compiled:
+        _compile(setup, student, None, lambda size: None)
 
     def step() -> None:
         with setup.device.autocast():
             loss = F.cross_entropy(student(setup.images_last).float(), setup.labels)
-        _update(optimizer, loss)
+        update(optimizer, loss)
 
     return step
 
 
-def teacher_alone(setup: Setup) -> Variant:
+def teacher_alone(setup: Setup, compiled: bool = False) -> Variant:
     """The floor's second part."""
     _, teacher = setup.networks(eyelines_format=True)
 
-    def step() -> None:
+    def ask(size: int) -> None:
         with torch.no_grad(), setup.device.autocast():
-            teacher(setup.images_last)
+            teacher(setup.images_last[:size])
 
-    return step
+    if compiled:
+        _compile(setup, None, teacher, ask)
+    return lambda: ask(len(setup.images))
 
 
-def eyeline_step(setup: Setup, method: str, compiled: bool = False) -> Variant:
-    """The step of :class:`eyeline.Distiller` as the engine runs it; ``compiled``: the teacher is."""
-    distiller = Distiller(*setup.networks(eyelines_format=True), method=method).to(setup.images.device)
+def eyeline_distiller(
+    setup: Setup, method: str, compiled: bool = False, layers: str | Sequence[str] = "auto"
+) -> tuple[Distiller, torch.optim.Optimizer]:
+    """A distiller as the engine runs it, and its optimizer."""
+    distiller = Distiller(*setup.networks(eyelines_format=True), method, layers, setup.shape)
+    distiller.to(setup.images.device)
     optimizer = make_optimizer(setup.settings, distiller.trainable_parameters())
 
     def ask(size: int) -> None:
         with setup.device.autocast():
-            distiller.target(setup.images_last[:size])
+            distiller.target(setup.images_last[:size], setup.labels[:size])
 
     if compiled:
-        compile_networks(
-            None, distiller.teacher, "on", setup.images.device, ask, [len(setup.images)], steps=1
-        )
+        _compile(setup, distiller.student, distiller.teacher, ask)
+    return distiller, optimizer
+
+
+def _compile(
+    setup: Setup, student: nn.Module | None, teacher: nn.Module | None, ask: Callable[[int], object]
+) -> None:
+    """As the engine's ``compile=auto`` does in a long run: on a CPU the teacher alone."""
+    device = setup.images.device
+    compile_networks(
+        student if device.type == "cuda" else None, teacher, "on", device, ask, [len(setup.images)], steps=1
+    )
+
+
+def eyeline_step(
+    setup: Setup, method: str, compiled: bool = False, layers: str | Sequence[str] = "auto"
+) -> Variant:
+    """The step with a live teacher."""
+    distiller, optimizer = eyeline_distiller(setup, method, compiled, layers)
 
     def step() -> None:
         with setup.device.autocast():
             loss = distiller(setup.images_last, setup.labels).total
-        _update(optimizer, loss)
+        update(optimizer, loss)
 
     return step
 
@@ -160,12 +200,16 @@ def eyeline_step(setup: Setup, method: str, compiled: bool = False) -> Variant:
 def plain_step(setup: Setup, method: str) -> Variant:
     """The step as the code of the 2017 papers writes it, in PyTorch's defaults."""
     student, teacher = setup.networks(eyelines_format=False)
+    groups, teacher_groups = (
+        _seen(network, names)
+        for network, names in zip((student, teacher), zip(*setup.layers, strict=True), strict=True)
+    )
     optimizer = torch.optim.SGD(student.parameters(), **SGD)
 
     def step() -> None:
-        logits, groups = _forward_with_groups(student, setup.images)
+        logits = student(setup.images)
         with torch.no_grad():
-            teacher_logits, teacher_groups = _forward_with_groups(teacher, setup.images)
+            teacher_logits = teacher(setup.images)
         loss = F.cross_entropy(logits, setup.labels)
         if "kd" in method:
             divergence = F.kl_div(
@@ -175,8 +219,8 @@ def plain_step(setup: Setup, method: str) -> Variant:
             )
             loss = (1 - ALPHA) * loss + ALPHA * TEMPERATURE**2 * divergence
         if "at" in method:
-            loss = loss + BETA * plain_attention_loss(groups, teacher_groups)
-        _update(optimizer, loss)
+            loss = loss + BETA * plain_attention_loss(list(groups.values()), list(teacher_groups.values()))
+        update(optimizer, loss)
 
     return step
 
@@ -190,15 +234,18 @@ def plain_attention_loss(student: list[Tensor], teacher: list[Tensor]) -> Tensor
     return torch.stack([(at(s) - at(t)).pow(2).mean() for s, t in zip(student, teacher, strict=True)]).sum()
 
 
-def _forward_with_groups(network: Any, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-    group1 = network.group1(network.stem(images))
-    group2 = network.group2(group1)
-    group3 = network.group3(group2)
-    pooled = F.adaptive_avg_pool2d(F.relu(network.norm(group3)), 1).flatten(1)
-    return network.head(pooled), [group1, group2, group3]
+def _seen(network: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
+    """What the layers answered last, by name."""
+    seen: dict[str, Tensor] = {}
+    for name in names:
+        network.get_submodule(name).register_forward_hook(
+            lambda module, arguments, output, name=name: seen.update({name: output})
+        )
+    return seen
 
 
-def _update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+def update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """Backward and the optimizer's step."""
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
@@ -219,17 +266,18 @@ def torchdistill_step(setup: Setup, method: str, eyelines_format: bool) -> Varia
     logging.getLogger("torchdistill").setLevel(logging.WARNING)
     student, teacher = setup.networks(eyelines_format)
     images = setup.images_last if eyelines_format else setup.images
-    observed = {
-        "forward_proc": "forward_batch_only",
-        "forward_hook": {"input": [], "output": list(GROUPS)},
-    }
+    ours, theirs = (
+        {"forward_proc": "forward_batch_only", "forward_hook": {"input": [], "output": list(names)}}
+        for names in zip(*setup.layers, strict=True)
+    )
+    terms = {**_TORCHDISTILL_TERMS, "at": _torchdistill_attention(setup.layers)}
     config = {
         "num_epochs": 1,
-        "teacher": {**observed, "requires_grad": False},
-        "student": dict(observed),
+        "teacher": {**theirs, "requires_grad": False},
+        "student": ours,
         "criterion": {
             "key": "WeightedSumLoss",
-            "kwargs": {"sub_terms": {name: _TORCHDISTILL_TERMS[name] for name in _terms(method)}},
+            "kwargs": {"sub_terms": {name: terms[name] for name in _terms(method)}},
         },
         "optimizer": {"key": "SGD", "kwargs": dict(SGD)},
     }
@@ -275,20 +323,18 @@ _TORCHDISTILL_TERMS: dict[str, dict[str, Any]] = {
         },
         "weight": 1.0,
     },
-    "at": {
-        "criterion": {
-            "key": "ATLoss",
-            "kwargs": {
-                "at_pairs": {
-                    group: {network: {"io": "output", "path": group} for network in ("teacher", "student")}
-                    for group in GROUPS
-                },
-                "mode": "code",
-            },
-        },
-        "weight": BETA,
-    },
 }
+
+
+def _torchdistill_attention(layers: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    pairs = {
+        ours: {"student": {"io": "output", "path": ours}, "teacher": {"io": "output", "path": theirs}}
+        for ours, theirs in layers
+    }
+    return {
+        "criterion": {"key": "ATLoss", "kwargs": {"at_pairs": pairs, "mode": "code"}},
+        "weight": BETA,
+    }
 
 
 def measure_attention(batch: int, side: int, rounds: int, device: str) -> Result:

@@ -22,6 +22,7 @@ class Worker:
         keep: whether the C library keeps freed memory in that process, as ``eyeline.fit`` asks of it.
         environment: variables to set there.
         device: ``cuda``: a step ends when the GPU has ended it.
+        repeat: steps that a figure is the mean of.
     """
 
     def __init__(
@@ -31,13 +32,14 @@ class Worker:
         keep: bool = False,
         environment: Mapping[str, str] | None = None,
         device: str = "cpu",
+        repeat: int = 1,
     ) -> None:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         before = dict(os.environ)
         os.environ.update(environment or {})
         self._process = context.Process(
-            target=_serve, args=(theirs, keep, device, make, arguments), daemon=True
+            target=_serve, args=(theirs, keep, device, repeat, make, arguments), daemon=True
         )
         self._process.start()
         os.environ.clear()
@@ -66,6 +68,7 @@ def _serve(
     connection: Connection,
     keep: bool,
     device: str,
+    repeat: int,
     make: Callable[..., Mapping[str, Variant]],
     arguments: tuple[Any, ...],
 ) -> None:
@@ -76,9 +79,10 @@ def _serve(
     while (name := connection.recv()) is not None:
         _wait(device)
         start = time.perf_counter()
-        answer = variants[name]()
+        for _ in range(repeat):
+            answer = variants[name]()
         _wait(device)
-        connection.send(time.perf_counter() - start if answer is None else answer)
+        connection.send((time.perf_counter() - start) / repeat if answer is None else answer)
 
 
 def _wait(device: str) -> None:

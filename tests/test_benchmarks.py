@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+from eyeline.losses import LOSSES
 
 ROOT = Path(__file__).parent.parent
-SECTIONS = ("step", "attention", "augmentation", "engine")  # "start" runs cold processes: too slow for a test
+# section -> its results; "start" runs cold processes: too slow for a test
+SECTIONS = {
+    "step": 1,
+    "remembered": 1,
+    "methods": 1,
+    "attention": 1,
+    "augmentation": 2,  # of 3 and of 1 channels
+    "engine": 1,
+    "study": 2,  # and filling the memory
+    "scaling": 4,
+}
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +39,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, str]:
     return json.loads(out.read_text(encoding="utf-8")), done.stdout
 
 
+@pytest.fixture
+def benchmark_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+
+
+def _section(run: tuple[dict, str], name: str) -> dict:
+    return next(result for result in run[0]["results"] if result["section"] == name)
+
+
 def test_record_says_where_and_when(run: tuple[dict, str]) -> None:
     record, _ = run
     assert record["kind"] == "benchmark"
@@ -34,7 +58,7 @@ def test_record_says_where_and_when(run: tuple[dict, str]) -> None:
 
 def test_every_result_has_figures_and_ratios_in_order(run: tuple[dict, str]) -> None:
     record, _ = run
-    assert len(record["results"]) == len(SECTIONS) + 1  # the augmentation of 3 and of 1 channels
+    assert Counter(result["section"] for result in record["results"]) == SECTIONS
     for result in record["results"]:
         assert result["unit"] in ("s", "images/s")
         assert result["rounds"] == 2
@@ -44,8 +68,7 @@ def test_every_result_has_figures_and_ratios_in_order(run: tuple[dict, str]) -> 
 
 
 def test_step_is_compared_with_floor_plain_and_peer(run: tuple[dict, str]) -> None:
-    record, _ = run
-    step = record["results"][0]
+    step = _section(run, "step")
     peers = ["plain"]
     if importlib.util.find_spec("torchdistill") is not None:
         peers += ["torchdistill", "torchdistill*"]
@@ -56,18 +79,80 @@ def test_step_is_compared_with_floor_plain_and_peer(run: tuple[dict, str]) -> No
             assert step["ratios"][f"{method} eyeline / {other}"]["min"] > 0
 
 
+def test_remembered_step_is_compared_with_student_live_plain_and_peer(run: tuple[dict, str]) -> None:
+    ratios = _section(run, "remembered")["ratios"]
+    for method in ("at", "kd", "at+kd"):
+        assert {
+            f"{method} remembered / student alone",
+            f"{method} remembered / {method} live",
+        } <= ratios.keys()
+        for kind in ("live", "remembered"):
+            assert f"images a second: {method} {kind} / plain" in ratios
+    assert ratios["steps of a study, with memory / without"]["min"] > 0
+
+
+def test_every_method_has_its_cost_and_a_row_in_the_documentation(
+    run: tuple[dict, str], tmp_path: Path
+) -> None:
+    ratios = _section(run, "methods")["ratios"]
+    for method in (*LOSSES, "at+kd"):
+        assert f"{method} live / student alone" in ratios
+    remembered = {name.split()[0] for name in ratios if "remembered" in name}
+    # the others ask no teacher, or a learnable part of theirs sees the live one
+    assert remembered == {*LOSSES, "at+kd"} - {"ce", "sym", "grad_reg", "aft"}
+
+    page, record = tmp_path / "page.md", tmp_path / "record.json"
+    page.write_text("before\n<!-- cost -->\nold\n<!-- /cost -->\nafter\n", encoding="utf-8")
+    record.write_text(json.dumps(run[0]), encoding="utf-8")
+    command = [sys.executable, "benchmarks/method_table.py", str(record), "--page", str(page)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    first, *lines, last = page.read_text(encoding="utf-8").strip().splitlines()
+    assert (first, lines[0], lines[-1], last) == ("before", "<!-- cost -->", "<!-- /cost -->", "after")
+    assert lines[1:-1] == done.stdout.splitlines()
+    assert [line.split("`")[1] for line in lines[3:-1]] == [*LOSSES, "at+kd"]
+    figures = ratios["kd live / student alone"]
+    shown = [f"{figures[k]:.2f}" for k in ("median", "lower_quartile", "upper_quartile")]
+    assert "{} [{}, {}]".format(*shown) in next(line for line in lines if line.startswith("| `kd`"))
+
+
+def test_study_is_timed_with_and_without_memory(run: tuple[dict, str]) -> None:
+    study, filling = (result for result in run[0]["results"] if result["section"] == "study")
+    assert study["ratios"]["with memory / without memory"]["min"] > 0
+    for kind in ("with memory", "without memory"):
+        assert study["facts"][f"peak RSS {kind}, bytes"] > 1e8
+    # three maps of 16 x 16, 8 x 8 and 4 x 4 and 10 logits in float16, scales, and the files' headers
+    assert 2 * (336 + 10) < filling["facts"]["memory, bytes a view an image"] < 2 * (336 + 10) + 250
+    assert filling["facts"]["fill rate, images a second, median"] > 0
+
+
+def test_slope_is_that_of_a_power(benchmark_path: None) -> None:
+    scaling = importlib.import_module("scaling")
+    samples = {
+        f"{kind}, {n}": [0.9 * c * n**p, c * n**p, 2 * c * n**p]
+        for kind, c, p in (("live", 3.0, 2), ("remembered", 0.5, 1))
+        for n in (1, 2, 5)
+    }
+    facts = scaling._fitted("by size", samples).facts
+    assert facts == pytest.approx({"slope, live": 2, "slope, remembered": 1})
+
+
+def test_growth_is_drawn(run: tuple[dict, str], tmp_path: Path) -> None:
+    record = tmp_path / "record.json"
+    record.write_text(json.dumps(run[0]), encoding="utf-8")
+    out = tmp_path / "scaling.png"
+    command = [sys.executable, "benchmarks/plot_scaling.py", str(record), "--out", str(out)]
+    subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+    with Image.open(out) as picture:
+        assert picture.width > picture.height > 100
+
+
 def test_table_fits_80_columns(run: tuple[dict, str]) -> None:
     _, printed = run
     assert max(len(line) for line in printed.splitlines()) <= 80
 
 
-def test_ratio_is_taken_within_each_round() -> None:
-    spec = importlib.util.spec_from_file_location("measure", ROOT / "benchmarks" / "measure.py")
-    assert spec is not None
-    assert spec.loader is not None
-    measure = importlib.util.module_from_spec(spec)
-    sys.modules["measure"] = measure
-    spec.loader.exec_module(measure)
+def test_ratio_is_taken_within_each_round(benchmark_path: None) -> None:
+    measure = importlib.import_module("measure")
     result = measure.Result(
         "a machine that slows down", "s", {"a": [1, 2, 4], "b": [1, 2, 4], "c": [1, 2, 4]}
     )
@@ -75,3 +160,6 @@ def test_ratio_is_taken_within_each_round() -> None:
     assert result.as_json()["ratios"]["a / both"] == dict.fromkeys(
         ("median", "lower_quartile", "upper_quartile", "min", "max"), 0.5
     )
+    measured = measure.Result("", "s", {"fast": [1, 2], "slow": [3, 8]})
+    measured.rate("fast", "slow", label="slow")
+    assert measured.ratios == {"images a second: fast / slow": [3, 4]}
