@@ -40,7 +40,7 @@ CANDIDATES: dict[str, list[dict[str, Any]]] = {
     "cam": weights(100, 1000, 10000) + weights(1000, **LINEAR),
     "cat": weights(0.1, 1, 10) + weights(1, **LINEAR),
     "aft": weights(0.3, 1, 3),
-    "gat": weights(0.01, 0.1, 1) + weights(0.1, statistics="running"),
+    "gat": weights(0.01, 0.1, 1),
     "sym": weights(0.01, 0.1, 1),
     "grad_reg": weights(0.001, 0.01, 0.1),
 }
