@@ -23,7 +23,7 @@ from eyeline.engine.run import environment, write_json
 from measure import Result, summary
 from step import PAIRS, measure_attention, measure_step
 
-SECTIONS = ("step", "attention", "augmentation", "engine", "start", "allocator")
+SECTIONS = ("step", "attention", "augmentation", "files", "engine", "start", "allocator")
 DEFAULT = SECTIONS[:-1]
 
 
@@ -53,6 +53,11 @@ def measure(sections: list[str], quick: bool, device: str) -> Iterator[Result]:
                 rounds=size(15, 2),
                 device=device,
             )
+    if "files" in sections:
+        from pipeline import measure_files
+
+        # an epoch is a whole number of batches, all of one size
+        yield measure_files(size(400, 20), size(90, 9), size(4, 1), rounds=size(7, 2), device=device)
     if "engine" in sections:
         from process import measure_engine
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SECTIONS = ("step", "attention", "augmentation", "engine")  # "start" runs cold processes: too slow for a test
+# "start" runs cold processes: too slow for a test
+SECTIONS = ("step", "attention", "augmentation", "files", "engine")
 
 
 @pytest.fixture(scope="module")

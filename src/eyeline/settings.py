@@ -35,6 +35,9 @@ class Settings:
     )
     workers: int | None = _setting(None, "processes that decode images of a folder (default: one a core)")
     skip_bad_images: bool = _setting(False, "leave out unreadable images of a folder, and count them")
+    packed: str | None = _setting(
+        None, "folder in which decoded and resized images of a folder are kept, for all runs that name it"
+    )
     data_root: str | None = _setting(None, "folder where data sets lie, or are downloaded to")
     download: bool = _setting(False, "download a data set that is not there (its checksum is verified)")
 
@@ -111,7 +114,8 @@ class Settings:
             need(
                 value is None or (isinstance(value, int) and value >= 1), name, "a whole number of at least 1"
             )
-        need(self.memory is None or self.memory != "", "memory", "a folder")
+        for name in ("memory", "packed"):
+            need(getattr(self, name) != "", name, "a folder")
         need(self.memory_budget > 0, "memory_budget", "a number of GB above 0")
         need(self.learning_rate is None or self.learning_rate > 0, "learning_rate", "a number above 0")
         need(self.weight_decay is None or self.weight_decay >= 0, "weight_decay", "a number of at least 0")

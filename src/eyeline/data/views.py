@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -173,7 +174,27 @@ CENTRAL = 7 / 8
 
 def _centre(size: int | tuple[int, int], share: float = CENTRAL) -> list[Any]:
     side = size if isinstance(size, int) else min(size)
-    return [v2.Resize(round(side / share), antialias=True), v2.CenterCrop(size)]
+    return [resize(shorter_side(side, share)), v2.CenterCrop(size)]
+
+
+def shorter_side(size: int, share: float = CENTRAL) -> int:
+    """To how many pixels the evaluation view of a file brings its shorter side, before the central crop."""
+    return round(size / share)
+
+
+def resize(side: int) -> Any:
+    """The resize of the evaluation view: PIL image -> PIL image whose shorter side is ``side``."""
+    return v2.Resize(side, antialias=True)
+
+
+# A file called .jpg may really be any of these, but never a format that runs a program (EPS).
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+
+
+def decode(path: Path) -> Image.Image:
+    """An image file, as :func:`as_rgb` makes it."""
+    with Image.open(path, formats=FORMATS) as image:
+        return as_rgb(image)
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
