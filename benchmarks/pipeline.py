@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -14,8 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from eyeline.data.loaders import TrainingStream
-from eyeline.data.sources import MemorySplit
+from eyeline.data.sources import MemorySplit, load_data
 from eyeline.data.views import Normalization
+from eyeline.settings import Settings
 from measure import Result, Variant, interleave
 
 SETTLE = 0.2
@@ -80,6 +84,50 @@ def measure_augmentation(
     result.ratio("eyeline, 1 thread", "torchvision, 0 workers")
     result.notes = ["pad by reflection, crop, flip, normalise; torchvision on PIL images, as in the papers"]
     return result
+
+
+def measure_files(images: int, batch: int, batches: int, rounds: int, device: str) -> Result:
+    """Images a second of training batches of 224 from JPEG files of 500 x 375: decoded, or packed."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder, "images")
+        for i in range(images):
+            path = root / "train" / str(i % 2) / f"{i}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _picture(i).save(path, quality=90)
+        variants = {}
+        for name, packed in (("decoded", None), ("packed", f"{folder}/packed")):
+            data = load_data(f"folder:{root}", Settings(packed=packed))
+            for workers in (0, 2):
+                stream = TrainingStream(
+                    data.train,
+                    batch_size=batch,
+                    augmentation="resized-crop",
+                    normalization=Normalization(data.mean, data.std),
+                    device=device,
+                    workers=workers,
+                )
+                ready = 2 * workers  # batches that a loader prepares
+                steps = stream.batches(0, 1 << 40)
+                variants[f"{name}, {workers} workers"] = _rate(
+                    steps, ready, batch, batches, torch.get_num_threads()
+                )
+        samples = interleave(variants, rounds, warmup=1)
+        variants.clear()  # ends the workers
+    result = Result(
+        f"Training batches of {images} JPEG files of 500 x 375, batch {batch}", "images/s", samples
+    )
+    for workers in (0, 2):
+        result.ratio(f"packed, {workers} workers", f"decoded, {workers} workers")
+    result.notes = ["random resized crop to 224, flip, normalise; packed with a shorter side of at most 256"]
+    return result
+
+
+def _picture(seed: int) -> Image.Image:
+    """Soft shapes and a little noise, which a JPEG file holds as it does a photograph."""
+    random = np.random.default_rng(seed)
+    shapes = Image.fromarray(random.integers(0, 256, (12, 16, 3), dtype=np.uint8))
+    soft = np.asarray(shapes.resize((500, 375), Image.Resampling.BICUBIC)).astype(int)
+    return Image.fromarray((soft + random.integers(-8, 9, soft.shape)).clip(0, 255).astype(np.uint8))
 
 
 def _endless(loader: DataLoader[Any], device: str) -> Iterator[Any]:

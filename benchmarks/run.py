@@ -29,6 +29,7 @@ SECTIONS = (
     "methods",
     "attention",
     "augmentation",
+    "files",
     "engine",
     "start",
     "study",
@@ -79,6 +80,11 @@ def measure(section: str, quick: bool, device: str) -> Iterator[Result]:
                     rounds=size(15, 2),
                     device=device,
                 )
+        case "files":
+            from pipeline import measure_files
+
+            # an epoch is a whole number of batches, all of one size
+            yield measure_files(size(400, 20), size(90, 9), size(4, 1), rounds=size(7, 2), device=device)
         case "engine":
             from process import measure_engine
 

@@ -23,6 +23,7 @@ SECTIONS = {
     "methods": 1,
     "attention": 1,
     "augmentation": 2,  # of 3 and of 1 channels
+    "files": 1,
     "engine": 1,
     "study": 2,  # and filling the memory
     "scaling": 4,

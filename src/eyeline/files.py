@@ -6,15 +6,17 @@ import errno
 import json
 import os
 import re
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from eyeline.errors import InputError, TrainingStopped
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file beside its place, then rename it: the file is always whole, old or new.
+@contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write beside its place; then it is renamed: the file is always whole, old or new.
 
     Raises:
         TrainingStopped: the disk is full, or the folder cannot be written; the earlier file is kept.
@@ -22,19 +24,27 @@ def write_atomically(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with temporary.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())  # or a power cut could leave the new name with no content
         os.replace(temporary, path)
-    except OSError as error:
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         earlier = f"the earlier {path.name} is kept" if path.exists() else "nothing was written"
         raise TrainingStopped(
             f"could not write {path}: {'the disk is full' if full else error.strerror}; {earlier}; "
             "once there is room, continue with --resume true"
         ) from error
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file as :func:`writing` does, from bytes."""
+    with writing(path) as file:
+        file.write(content)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -64,3 +74,9 @@ def read_json(path: Path, what: str) -> Any:
 def is_left_over(file: Path) -> bool:
     """Of a process that was killed while it wrote."""
     return re.fullmatch(r"\..+\.\d+\.part", file.name) is not None
+
+
+def amount(size: float) -> str:
+    """A number of bytes as one reads it."""
+    unit, name = next((u, n) for u, n in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if size >= u or n == "kB")
+    return f"{size / unit:.1f} {name}"

@@ -20,7 +20,7 @@ from torch import nn
 
 from eyeline import models
 from eyeline.api import Run
-from eyeline.data.sources import ImageData, load_data
+from eyeline.data.sources import FileSplit, ImageData, load_data
 from eyeline.data.views import CENTRAL, Preprocess, mix
 from eyeline.distiller import Distiller
 from eyeline.engine.run import (
@@ -40,13 +40,14 @@ from eyeline.engine.trainer import (
     console,
     evaluation_stream,
     fit,
+    show_progress,
     view_seed,
 )
 from eyeline.engine.trainer import remember as fill
 from eyeline.errors import InputError, TrainingStopped
 from eyeline.evaluate import attention_loss, evaluate
 from eyeline.evaluate.statistics import paired_difference, summary
-from eyeline.files import read_json, write_atomically, write_json
+from eyeline.files import amount, read_json, write_atomically, write_json
 from eyeline.layers import evaluation_mode, probe_output
 from eyeline.memory import Memory, SharedTeacher, target_names, weights_hash
 from eyeline.objective import method_name, resolve_method
@@ -451,7 +452,12 @@ def _seeded(seed: int, make: Callable[[], _Module]) -> _Module:
 def _data(given: Any, settings: Settings) -> ImageData:
     """The data; and settings that cannot work with it, or on this machine, are refused."""
     Device.of(settings)
-    data = load_data(given, settings)
+    data = load_data(
+        given,
+        settings,
+        say=_say,
+        progress=lambda total: show_progress(settings, total, 0, "packing", shown=is_main_process()),
+    )
     augmentation(data, settings)
     return data
 
@@ -592,6 +598,7 @@ def _memory(
     device, teacher = Device.of(settings), SharedTeacher(distillers)
     device.place(teacher.network)
     shape = _image_shape(data, settings)
+    pixels = data.train.pixels if isinstance(data.train, FileSplit) else None
     memory = Memory(
         settings.memory,
         {
@@ -605,6 +612,8 @@ def _memory(
             "view_seed": view_seed(settings),
             "precision": "bf16" if device.bf16 else "float32",
             "memory_precision": settings.memory_precision,
+            # the other augmentations do not see whether an image was resized before
+            **({"packed": pixels.side} if pixels and augmentation(data, settings) == "resized-crop" else {}),
         },
         len(data.train),
         say=_say,
@@ -618,7 +627,7 @@ def _memory(
     if views > room:
         raise InputError(
             f"memory_budget is {settings.memory_budget:g} GB; {views} view{'s' * (views > 1)} of "
-            f"{len(data.train):,} images take {_amount(views * size)} "
+            f"{len(data.train):,} images take {amount(views * size)} "
             f"({', '.join(teacher.losses)}); give a larger --memory_budget, fewer --views, "
             "or --memory_precision uint8"
         )
@@ -635,8 +644,8 @@ def _memory(
             "choose another folder with --memory"
         )
     _say(
-        f"memory: {views} view{'s' * (views > 1)} of {len(data.train):,} images, {_amount(size)} each, "
-        f"{_amount(views * size)} in all ({', '.join(teacher.losses)}), in {settings.memory}; "
+        f"memory: {views} view{'s' * (views > 1)} of {len(data.train):,} images, {amount(size)} each, "
+        f"{amount(views * size)} in all ({', '.join(teacher.losses)}), in {settings.memory}; "
         + (f"{missing} to be filled" if missing else "all are there")
     )
     return memory, settings
@@ -645,11 +654,6 @@ def _memory(
 def _say(line: str) -> None:
     if is_main_process():
         console.print(line, soft_wrap=True, highlight=False, markup=False)
-
-
-def _amount(size: int) -> str:
-    unit, name = next((u, n) for u, n in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if size >= u or n == "kB")
-    return f"{size / unit:.1f} {name}"
 
 
 def _try_step(distiller: Distiller, shape: tuple[int, int, int], classes: int) -> None:

@@ -36,6 +36,9 @@ class Settings:
     )
     workers: int | None = _setting(None, "processes that decode images of a folder (default: one a core)")
     skip_bad_images: bool = _setting(False, "leave out unreadable images of a folder, and count them")
+    packed: str | None = _setting(
+        None, "folder in which decoded and resized images of a folder are kept, for all runs that name it"
+    )
     data_root: str | None = _setting(None, "folder where data sets lie, or are downloaded to")
     download: bool = _setting(False, "download a data set that is not there (its checksum is verified)")
 
@@ -112,7 +115,8 @@ class Settings:
             need(
                 value is None or (isinstance(value, int) and value >= 1), name, "a whole number of at least 1"
             )
-        need(self.memory is None or self.memory != "", "memory", "a folder")
+        for name in ("memory", "packed"):
+            need(getattr(self, name) != "", name, "a folder")
         for name in ("memory_budget", "learning_rate", "weight_decay", "momentum", "gamma", "warmup_epochs"):
             value = getattr(self, name)
             number = isinstance(value, int | float) and math.isfinite(value)

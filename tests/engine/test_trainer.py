@@ -19,11 +19,11 @@ from eyeline.distiller import Distiller
 from eyeline.engine.run import RunFolder
 from eyeline.engine.trainer import (
     Device,
-    _progress,
     fit,
     has_native_bf16,
     learning_rate_factor,
     make_optimizer,
+    show_progress,
     training_stream,
 )
 from eyeline.errors import InputError, TrainingStopped
@@ -242,7 +242,7 @@ def shown(monkeypatch: pytest.MonkeyPatch, terminal: bool, **settings: Any) -> l
     screen = Console(file=text, force_terminal=terminal, width=80, color_system=None)
     monkeypatch.setattr("eyeline.engine.trainer.console", screen)
     terms = "ce 0.000123  at 0.000123  kd 0.000123  train 100.0 %  validation 100.0 %"
-    with _progress(Settings(**settings), 50, 0, "attention+kd, seed 10 of 10", shown=True) as show:
+    with show_progress(Settings(**settings), 50, 0, "attention+kd, seed 10 of 10", shown=True) as show:
         for step in range(1, 51):
             show(step, lambda: ("epoch 200/200", terms, "123,456 images/s"))
     plain = re.sub(r"\x1b\[[^a-zA-Z]*[a-zA-Z]", "", text.getvalue())

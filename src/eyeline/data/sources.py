@@ -9,8 +9,7 @@ import json
 import operator
 import os
 import zlib
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -18,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile
+from PIL import Image
 from torch import Tensor
 from torchvision import datasets
 from torchvision.transforms.functional import to_pil_image
 
-from eyeline.data.views import as_rgb
+from eyeline.data.packed import Pixels, Progress, each_decoded, packed_copy, silent
+from eyeline.data.views import as_rgb, decode, shorter_side
 from eyeline.errors import InputError, unknown
 from eyeline.settings import Settings
 
@@ -37,8 +37,6 @@ HELD_OUT = 0.1  # fraction of the images held out where nobody says how many
 _CACHE = Path("~/.cache/eyeline")
 _DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 _MEMORY_LIMIT = 2 * 1024**3
-# A file called .jpg may really be any of these, but never a format that runs a program (EPS).
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _FASHION_MNIST = (0.2860,), (0.3530,)
 _CIFAR = {
@@ -80,10 +78,11 @@ class MemorySplit:
 
 @dataclass(frozen=True, eq=False)
 class FileSplit:
-    """Images decoded when they are needed: ``paths`` and ``labels``, int64 ``[M]``."""
+    """Images decoded when they are needed, or once (``pixels``): ``paths`` and ``labels``, int64 ``[M]``."""
 
     paths: tuple[Path, ...]
     labels: Tensor
+    pixels: Pixels | None = None
 
     def __post_init__(self) -> None:
         _check_labels(self.labels, len(self.paths))
@@ -93,15 +92,18 @@ class FileSplit:
 
     def subset(self, indices: Tensor) -> FileSplit:
         """The samples at ``indices``, in that order."""
-        return FileSplit(tuple(self.paths[i] for i in indices.tolist()), self.labels[indices])
+        pixels = self.pixels and self.pixels.subset(indices)
+        return FileSplit(tuple(self.paths[i] for i in indices.tolist()), self.labels[indices], pixels)
 
     def load(self, index: int) -> Image.Image:
         """Decode image ``index``, always to mode RGB.
 
         EXIF orientation is applied, transparency is composited on white, 16-bit greyscale is scaled to 8 bits
-        (not clipped), and of an animation the first frame is taken.
+        (not clipped), and of an animation the first frame is taken. From a packed copy it comes smaller.
         """
-        return _decode(self.paths[index])
+        if self.pixels is None:
+            return decode(self.paths[index])
+        return self.pixels.load(index, self.paths[index])
 
 
 Split = MemorySplit | FileSplit
@@ -173,7 +175,13 @@ class ImageData:
         return digest.hexdigest()[:16]
 
 
-def load_data(data: Any, settings: Settings | None = None) -> ImageData:
+def load_data(
+    data: Any,
+    settings: Settings | None = None,
+    *,
+    say: Callable[[str], None] = print,
+    progress: Progress = silent,
+) -> ImageData:
     """Load ``data`` and divide it into train, validation and test as ``settings`` says.
 
     ``data`` is one of
@@ -192,10 +200,20 @@ def load_data(data: Any, settings: Settings | None = None) -> ImageData:
     proportion to the classes. After that ``train_size`` keeps a subset of train, equal over the classes. Both
     depend on ``split_seed`` alone, and the smaller of two sizes is always part of the larger.
 
+    With ``packed`` the images of a folder are decoded once and read from there. ``say`` takes a line for the
+    user, ``progress`` shows how the packing goes.
+
     Raises ``InputError`` for data that is unknown, not there, damaged or not consistent.
     """
     settings = settings or Settings()
+    named = os.fspath(data) if isinstance(data, str | os.PathLike) else ""
+    if settings.packed is not None and not named.startswith("folder:"):
+        raise InputError("packed is for data='folder:PATH', whose images are decoded; this data is in memory")
     if isinstance(data, ImageData):
+        side = shorter_side(settings.image_size or 224)
+        packed = [split.pixels for split in data.splits.values() if isinstance(split, FileSplit)]
+        if any(pixels is not None and pixels.side != side for pixels in packed):
+            raise InputError(f"{data.name} was packed for another image_size; load it anew with this one")
         return _with_train_size(data, settings)
     if not isinstance(data, str | os.PathLike):
         return _from_objects(data, settings)
@@ -207,7 +225,7 @@ def load_data(data: Any, settings: Settings | None = None) -> ImageData:
     if name in _CIFAR:
         return _cifar(name, settings)
     if name.startswith("folder:"):
-        return _folder(name, settings)
+        return _folder(name, settings, say, progress)
     if Path(name).is_dir():
         raise InputError(f"unknown data set {name!r}; did you mean 'folder:{name}'?")
     raise unknown("data set", name, NAMES)
@@ -230,7 +248,7 @@ def read_images(images: Any, preprocess: Preprocess, count: int) -> Tensor:
         files = _image_files(path) if path.is_dir() else [path]
         if bad := _unreadable(files[:count], None):
             raise InputError(f"{bad[0][0]} cannot be read: {bad[0][1]}")
-        return read_images([_decode(file) for file in files[:count]], preprocess, count)
+        return read_images([decode(file) for file in files[:count]], preprocess, count)
     data = load_data(images)
     split = data.test or data.validation
     chosen = split.subset(balanced_subset(split.labels, count, seed=0))
@@ -433,7 +451,7 @@ def _named(
 # --- folders ------------------------------------------------------------------------------------------------
 
 
-def _folder(name: str, settings: Settings) -> ImageData:
+def _folder(name: str, settings: Settings, say: Callable[[str], None], progress: Progress) -> ImageData:
     """PATH/{train,val,test}/CLASS/IMAGE, or PATH/CLASS/IMAGE, of which 10 % become the test split."""
     root = Path(name.removeprefix("folder:")).expanduser()
     if not root.is_dir():
@@ -462,7 +480,7 @@ def _folder(name: str, settings: Settings) -> ImageData:
     splits = {split: _scan(folders[0], classes) for split, folders in found.items() if folders}
     splits = splits or {"train": _scan(root, classes)}
 
-    splits, skipped = _readable(splits, root, settings)
+    splits, skipped = _readable(splits, root, settings, say, progress)
     for label, count in enumerate(torch.bincount(splits["train"].labels, minlength=len(classes)).tolist()):
         if not count:
             raise InputError(f"no image of {class_folder / classes[label]} can be read")
@@ -505,17 +523,41 @@ def _image_files(folder: Path) -> list[Path]:
 
 
 def _readable(
-    splits: dict[str, FileSplit], root: Path, settings: Settings
+    splits: dict[str, FileSplit],
+    root: Path,
+    settings: Settings,
+    say: Callable[[str], None],
+    progress: Progress,
 ) -> tuple[dict[str, FileSplit], tuple[str, ...]]:
     """The splits without the images that cannot be decoded, and the names of those."""
-    bad = {path: why for split in splits.values() for path, why in _unreadable(split.paths, settings.workers)}
-    if bad and not settings.skip_bad_images:
+
+    def check(bad: Mapping[Path, str]) -> None:
+        if not bad or settings.skip_bad_images:
+            return
         count = sum(len(split) for split in splits.values())
         first = ", ".join(f"{path.relative_to(root)} ({why})" for path, why in list(bad.items())[:3])
         raise InputError(
             f"{len(bad):,} of the {count:,} images in {root} cannot be read: {first}"
             f"{', ...' if len(bad) > 3 else ''}; --skip_bad_images true leaves them out"
         )
+
+    if settings.packed is None:
+        bad = dict(
+            failed for split in splits.values() for failed in _unreadable(split.paths, settings.workers)
+        )
+        check(bad)
+    else:
+        pixels, bad = packed_copy(
+            Path(settings.packed).expanduser(),
+            root,
+            {name: split.paths for name, split in splits.items()},
+            shorter_side(settings.image_size or 224),
+            check,
+            workers=settings.workers,
+            say=say,
+            progress=progress,
+        )
+        splits = {name: replace(split, pixels=pixels[name]) for name, split in splits.items()}
     kept = {name: [i for i, p in enumerate(split.paths) if p not in bad] for name, split in splits.items()}
     splits = {name: split.subset(torch.tensor(kept[name]).long()) for name, split in splits.items()}
     return splits, tuple(path.relative_to(root).as_posix() for path in bad)
@@ -523,29 +565,8 @@ def _readable(
 
 def _unreadable(paths: Sequence[Path], workers: int | None) -> list[tuple[Path, str]]:
     """Decode every file in full; return those that fail, and why."""
-
-    def check(chunk: Sequence[Path]) -> list[tuple[Path, str]]:
-        failed = []
-        for path in chunk:
-            try:
-                _decode(path)
-            except Exception as error:  # a decoder raises anything on a damaged file
-                failed.append((path, str(error).replace(f" {str(path)!r}", "")))
-        return failed
-
-    chunks = [paths[i : i + 64] for i in range(0, len(paths), 64)]
-    before = ImageFile.LOAD_TRUNCATED_IMAGES
-    ImageFile.LOAD_TRUNCATED_IMAGES = False  # other libraries switch it on, and half an image would pass
-    try:
-        with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-            return [failure for failures in pool.map(check, chunks) for failure in failures]
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = before
-
-
-def _decode(path: Path) -> Image.Image:
-    with Image.open(path, formats=_FORMATS) as image:
-        return as_rgb(image)
+    decoded = each_decoded(paths, workers, lambda image: None)
+    return [(path, why) for path, why in zip(paths, decoded, strict=True) if why is not None]
 
 
 # --- Python objects -----------------------------------------------------------------------------------------

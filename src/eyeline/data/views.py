@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -174,7 +175,7 @@ CENTRAL = 7 / 8
 def _centre(size: int | tuple[int, int], share: float = CENTRAL) -> list[Any]:
     if isinstance(size, int) or size[0] == size[1]:
         side = size if isinstance(size, int) else size[0]
-        return [v2.Resize(round(side / share), antialias=True), v2.CenterCrop(size)]
+        return [resize(shorter_side(side, share)), v2.CenterCrop(size)]
     return [functools.partial(_covering, size=size, share=share), v2.CenterCrop(size)]
 
 
@@ -185,6 +186,26 @@ def _covering(image: Image.Image, size: tuple[int, int], share: float) -> Image.
         max(wanted, round(given * scale)) for wanted, given in zip(size, image.size[::-1], strict=True)
     ]
     return v2.Resize(resized, antialias=True)(image)
+
+
+def shorter_side(size: int, share: float = CENTRAL) -> int:
+    """To how many pixels the evaluation view of a file brings its shorter side, before the central crop."""
+    return round(size / share)
+
+
+def resize(side: int) -> Any:
+    """The resize of the evaluation view: PIL image -> PIL image whose shorter side is ``side``."""
+    return v2.Resize(side, antialias=True)
+
+
+# A file called .jpg may really be any of these, but never a format that runs a program (EPS).
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+
+
+def decode(path: Path) -> Image.Image:
+    """An image file, as :func:`as_rgb` makes it."""
+    with Image.open(path, formats=FORMATS) as image:
+        return as_rgb(image)
 
 
 def as_rgb(image: Image.Image) -> Image.Image:

@@ -112,8 +112,9 @@ class RunFolder:
         verb = (self.path / RECIPE).read_text(encoding="utf-8").removeprefix(_MARK).split()[0]
         before["verb"] = verb
         names = sorted((set(before) | set(self.recipe)) - _FREE)
-        if None not in (before.get("memory"), self.recipe.get("memory")):
-            names = [name for name in names if name != "memory"]  # a memory may have moved; it checks itself
+        for folder in ("memory", "packed"):
+            if None not in (before.get(folder), self.recipe.get(folder)):
+                names = [name for name in names if name != folder]  # it may have moved, and checks itself
         changed = [
             f"{n} was {before.get(n)!r}, is {self.recipe.get(n)!r}"
             for n in names

@@ -314,7 +314,7 @@ def _fit(
         _set_progress(distiller, settings, start, steps_per_epoch)
     step, began = start, time.perf_counter()
     every = settings.checkpoint_every or steps_per_epoch
-    progress = _progress(settings, total, start, label, shown=fabric.is_global_zero)
+    progress = show_progress(settings, total, start, label, shown=fabric.is_global_zero)
     with progress as show, _interruptible(fabric.is_global_zero) as interrupted:
         for batch in stream.batches(start, total):
             if step % steps_per_epoch == 0:
@@ -398,7 +398,7 @@ def remember(memory: Memory, distillers: Sequence[Distiller], data: ImageData, s
         len(missing) * steps,
     )
     with (
-        _progress(settings, max(1, len(missing) * steps), 0, "memory", shown=True) as show,
+        show_progress(settings, max(1, len(missing) * steps), 0, "memory", shown=True) as show,
         _interruptible() as interrupted,
     ):
 
@@ -566,7 +566,7 @@ class _Bar(Progress):
 
 
 @contextmanager
-def _progress(
+def show_progress(
     settings: Settings, total: int, start: int, label: str, *, shown: bool
 ) -> Iterator[Callable[[int, Callable[[], Figures]], None]]:
     """Show how training goes: a bar on a terminal, elsewhere a line every tenth of the run.
