@@ -572,3 +572,13 @@ def test_functional_relus_are_refused(how: str) -> None:
     ):
         pre(model)
     assert pre(model, ["0.conv2"]) == [("0.conv2", "output")]
+
+
+def test_pairs_of_nearly_the_same_resolution() -> None:
+    def layers(*sides: int) -> list[Layer]:
+        return [Layer(f"l{side}", (4, side, side)) for side in sides]
+
+    pairs = pair_layers(layers(15, 7, 3), layers(16, 8, 4, 2))
+    assert [(ours.name, theirs.name) for ours, theirs in pairs] == [("l15", "l16"), ("l7", "l8")]
+    with pytest.raises(InputError, match="no resolution in common"):
+        pair_layers(layers(12, 5), layers(16, 8, 2))

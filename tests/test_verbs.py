@@ -143,7 +143,7 @@ def test_python_objects(tmp_path: Path) -> None:
     run = eyeline.distill(student, tiny_net(2), data, str(tmp_path / "run"), **SHORT)
     assert all(torch.equal(t, before[n]) for n, t in student.state_dict().items())  # a copy was trained
     with pytest.raises(InputError, match=r"trained from a Python object; give it: eyeline\.load\("):
-        run.load()
+        eyeline.load(run.folder)
     network = eyeline.load(run.folder, model=tiny_net(7))
     assert isinstance(data.test, MemorySplit)
     accuracy, loss = figures(network, data, data.test)
@@ -672,3 +672,22 @@ def test_look_leaves_the_modes_of_a_network(tmp_path: Path) -> None:
 def test_settings_that_are_no_finite_numbers(name: str, value: Any) -> None:
     with pytest.raises(InputError, match=f"{name} is .*; expected a finite number"):
         Settings.of(**{name: value})
+
+
+def test_a_run_of_a_python_object_loads_its_network(tmp_path: Path) -> None:
+    run = eyeline.distill(tiny_net(1), tiny_net(2), tiny_data(), str(tmp_path / "run"), **SHORT)
+    network = run.load()
+    assert isinstance(network, TinyNet)
+    assert network.classes == ("a", "b", "c")  # type: ignore[attr-defined]
+    again = eyeline.load(run.folder, model=TinyNet())
+    for one, other in zip(network.state_dict().values(), again.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+    with pytest.raises(InputError, match=r"expected a network, as MyNet\(\), not the class"):
+        eyeline.load(run.folder, model=TinyNet)  # type: ignore[arg-type]
+    first = (run.folder / "recipe.yaml").read_text().splitlines()[0]
+    assert first == "# eyeline distill of Python objects: repeat it in Python, with the same ones"
+
+
+def test_an_unknown_tag_of_a_name() -> None:
+    with pytest.raises(InputError, match=r"wrn_16_2\.fashion_mnst'; did you mean 'wrn_16_2\.fashion_mnist'"):
+        eyeline.create_model("wrn_16_2.fashion_mnst")

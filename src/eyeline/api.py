@@ -5,6 +5,7 @@ No heavy import at the top: ``eyeline --help`` reads this file.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import inspect
@@ -59,10 +60,12 @@ class Run:
 
     folder: Path
     result: dict[str, Any]
+    network: nn.Module | None = dataclasses.field(default=None, repr=False)
+    """Of a run that was made with a Python object."""
 
     def load(self) -> nn.Module:
         """The trained network, see :func:`load`."""
-        return load(self.folder)
+        return load(self.folder, None if self.network is None else copy.deepcopy(self.network))
 
 
 @_with_settings
@@ -80,8 +83,8 @@ def train(
     """Train a network alone, from labels: a teacher, or a baseline.
 
     Args:
-        model: a timm name, torchvision/NAME, wrn_16_1 and its family, a run folder, or an nn.Module
-        data: fashion_mnist, fashion_mnist_sample, cifar10, cifar100, folder:PATH, or a Python data set
+        model: a timm name, torchvision/NAME, wrn_16_1, a run folder, or (in Python) an nn.Module
+        data: fashion_mnist, fashion_mnist_sample, cifar10, cifar100, folder:PATH, or (in Python) a data set
         out: folder of the run (default: under runs/)
         pretrained: start from the published weights
         weights: checkpoint to start from (safetensors)
@@ -119,9 +122,9 @@ def distill(
     """Train a student with a teacher's help.
 
     Args:
-        student: a timm name, torchvision/NAME, wrn_16_1 and its family, a run folder, or an nn.Module
-        teacher: a run folder, a name (with its published weights), or an nn.Module
-        data: fashion_mnist, fashion_mnist_sample, cifar10, cifar100, folder:PATH, or a Python data set
+        student: a timm name, torchvision/NAME, wrn_16_1, a run folder, or (in Python) an nn.Module
+        teacher: a run folder, a name (with its published weights), or (in Python) an nn.Module
+        data: fashion_mnist, fashion_mnist_sample, cifar10, cifar100, folder:PATH, or (in Python) a data set
         out: folder of the run (default: under runs/)
         method: a sum of losses such as kd, at or at+kd (all of them: docs/methods), or a mapping such as
             {at: {weight: 1000}, kd: {temperature: 4}}
@@ -172,9 +175,9 @@ def study(
     The test split is read once a run, after its last epoch. Finished runs are not repeated on --resume.
 
     Args:
-        student: a timm name, torchvision/NAME, wrn_16_1 and its family, or a function that makes an nn.Module
-        teacher: a run folder, a name (with its published weights), or an nn.Module
-        data: fashion_mnist, fashion_mnist_sample, cifar10, cifar100, folder:PATH, or a Python data set
+        student: a timm name, torchvision/NAME, wrn_16_1, or (in Python) a function that makes one
+        teacher: a run folder, a name (with its published weights), or (in Python) an nn.Module
+        data: fashion_mnist, fashion_mnist_sample, cifar10, cifar100, folder:PATH, or (in Python) a data set
         out: folder of the study (default: under runs/)
         methods: what to compare: a list of method strings, or a mapping from a name of yours to a method
         seeds: how many (0, 1, ...), or a list of them
@@ -224,8 +227,8 @@ def remember(
 
     Args:
         student: as in the runs to come: the teacher's layers are paired with its own
-        teacher: a run folder, a name (with its published weights), or an nn.Module
-        data: fashion_mnist, fashion_mnist_sample, cifar10, cifar100, folder:PATH, or a Python data set
+        teacher: a run folder, a name (with its published weights), or (in Python) an nn.Module
+        data: fashion_mnist, fashion_mnist_sample, cifar10, cifar100, folder:PATH, or (in Python) a data set
         memory: the folder to fill
         methods: of the runs: a list of method strings, or a mapping from a name of yours to a method
         layers: auto, or names: layer3, or student_layer:teacher_layer
@@ -266,7 +269,7 @@ def look(
     """Draw where a network looks: attention maps by layer and map function, in one picture.
 
     Args:
-        model: a run folder, a name, or an nn.Module
+        model: a run folder, a name, or (in Python) an nn.Module
         images: an image file, a folder of images, or a data set (fashion_mnist_sample, its test images)
         out: the picture, PNG
         layers: auto, or names

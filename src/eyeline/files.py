@@ -37,7 +37,7 @@ def writing(path: Path) -> Iterator[BinaryIO]:
         earlier = f"the earlier {path.name} is kept" if path.exists() else "nothing was written"
         raise TrainingStopped(
             f"could not write {path}: {'the disk is full' if full else error.strerror}; {earlier}; "
-            "once there is room, continue with --resume true"
+            "once there is room, continue with --resume"
         ) from error
 
 

@@ -303,6 +303,8 @@ def load(folder: Path, network: nn.Module | None = None) -> nn.Module:
                 f"give it: eyeline.load({str(folder)!r}, model=...)"
             )
         network = models.create_model(name, len(classes), channels)
+    if not isinstance(network, nn.Module):
+        raise InputError(f"model is {network!r}; expected a network, as MyNet(), not the class")
     models.load_weights(network, weights)
     network.preprocess = preprocess  # type: ignore[assignment]
     network.classes = classes  # type: ignore[assignment]
@@ -328,7 +330,7 @@ def _run(
 ) -> Run:
     """Train, evaluate, and write what came out; a run that is finished already is read."""
     if folder.result is not None:
-        return Run(folder.path, folder.result)
+        return Run(folder.path, folder.result, _own(given, student))
     if data.skipped:
         console.print(f"{len(data.skipped)} unreadable images of {data.name} were left out")
     network = teacher.network if teacher else None
@@ -344,7 +346,13 @@ def _run(
             verb, folder, given, student, teacher, data, method, layers, settings, device, distiller.pairs
         )
     device.fabric.barrier()
-    return Run(folder.path, result if is_main_process() else folder.result or {})
+    figures = result if is_main_process() else folder.result or {}
+    return Run(folder.path, figures, _own(given, student))
+
+
+def _own(given: Any, network: nn.Module) -> nn.Module | None:
+    """A network that no name rebuilds."""
+    return network if _architecture(given) is None else None
 
 
 def _finish(
@@ -459,6 +467,9 @@ def _data(given: Any, settings: Settings) -> ImageData:
         progress=lambda total: show_progress(settings, total, 0, "packing", shown=is_main_process()),
     )
     augmentation(data, settings)
+    if data.size is None:
+        sizes = ", ".join(f"{len(split):,} {name}" for name, split in data.splits.items())
+        _say(f"{data.name}: {sizes} images of {len(data.classes)} classes")
     return data
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -117,7 +118,8 @@ def named_layers(
 def pair_layers(student: Sequence[Layer], teacher: Sequence[Layer]) -> list[tuple[Layer, Layer]]:
     """Pair the layers of two networks that have the same resolution for the same image.
 
-    Networks with no resolution in common but equally many layers are paired in order.
+    Networks with no resolution in common are paired in order if they have equally many layers, else by the
+    nearest resolution, at most a quarter off on each axis.
 
     Raises:
         InputError: no pair can be made.
@@ -129,6 +131,11 @@ def pair_layers(student: Sequence[Layer], teacher: Sequence[Layer]) -> list[tupl
     if not pairs and len(student) == len(teacher):
         pairs = list(zip(student, teacher, strict=True))
     if not pairs:
+        for layer in student:
+            nearest = min(teacher, key=functools.partial(_apart, layer))
+            if _apart(layer, nearest) <= math.log(1.25):
+                pairs.append((layer, nearest))
+    if not pairs:
 
         def shown(layers: Sequence[Layer]) -> str:
             return ", ".join(f"{layer.name} {layer.shape[1]}x{layer.shape[2]}" for layer in layers)
@@ -138,6 +145,11 @@ def pair_layers(student: Sequence[Layer], teacher: Sequence[Layer]) -> list[tupl
             "name the pairs, as in layers=['student_layer:teacher_layer']"
         )
     return pairs
+
+
+def _apart(one: Layer, other: Layer) -> float:
+    """How far two resolutions are apart: the larger logarithm of their ratios on the two axes."""
+    return max(abs(math.log(a / b)) for a, b in zip(one.shape[1:], other.shape[1:], strict=True))
 
 
 ACTIVATIONS = (

@@ -167,7 +167,10 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path: Path, how: str) -> None:
     words = ["train", "wrn_10_1", *RECIPE, "--out", str(tmp_path / "run")]
     stopped = cut_off(1, how, *words)
     assert stopped.returncode == 130
-    assert stopped.stderr.splitlines()[-1] == "eyeline: stopped at step 2 of 6; continue with --resume true"
+    assert stopped.stderr.splitlines()[-1] == (
+        f"eyeline: stopped at step 2 of 6; it is kept in {tmp_path / 'run'}; "
+        "continue with the same command and --resume"
+    )
     assert "Traceback" not in stopped.stderr
     assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["step"] == 2
     if how == "int":

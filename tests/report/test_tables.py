@@ -179,8 +179,8 @@ def test_points_never_round_a_difference_to_nothing() -> None:
 
 
 def test_display_names() -> None:
-    assert [display_name(m) for m in ("ce", "kd", "at", "at+kd", "sp")] == [
-        "student alone", "KD", "AT", "AT + KD", "SP",
+    assert [display_name(m) for m in ("ce", "kd", "at", "at+kd", "sp", "my AT")] == [
+        "student alone", "KD", "AT", "AT + KD", "SP", "my AT",
     ]  # fmt: skip
 
 

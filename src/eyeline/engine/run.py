@@ -94,6 +94,10 @@ class RunFolder:
         if self.result is not None:
             return  # the record of a finished run stays as it is
         header = f"{_MARK}{self.recipe['verb']} --config {RECIPE} --out ANOTHER_FOLDER   repeats this run\n"
+        if " object>'" in repr(self.recipe):
+            header = (
+                f"{_MARK}{self.recipe['verb']} of Python objects: repeat it in Python, with the same ones\n"
+            )
         body = {k: v for k, v in self.recipe.items() if k != "verb"}
         try:
             write_text(self.path / RECIPE, header + yaml.safe_dump(body, sort_keys=False, allow_unicode=True))

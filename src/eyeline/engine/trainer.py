@@ -302,7 +302,11 @@ def _fit(
             if step != saved:
                 check_finite(step, together=False)  # the other processes do not know of the interruption
                 save(step)
-            raise KeyboardInterrupt(f"stopped at step {step} of {total}; continue with --resume true")
+            where = f"{label}, " if label else ""
+            raise KeyboardInterrupt(
+                f"stopped at {where}step {step} of {total}; it is kept in {folder.path}; "
+                "continue with the same command and --resume"
+            )
 
     def asking(number: int, done: int) -> None:
         stop_if_interrupted()

@@ -73,8 +73,13 @@ def create_model(
                 f"no trained weights are published for {name}; give a checkpoint file or a run folder"
             )
     elif timm.is_model(name):
-        with _downloading(name, pretrained):
-            model = timm.create_model(name, pretrained=pretrained, **{**sizes, **options})
+        try:
+            with _downloading(name, pretrained):
+                model = timm.create_model(name, pretrained=pretrained, **{**sizes, **options})
+        except RuntimeError as error:
+            if "pretrained tag" in str(error):
+                raise _unknown_model(name) from error
+            raise
     else:
         raise _unknown_model(name)
     if weights is not None:

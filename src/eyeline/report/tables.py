@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
@@ -82,6 +83,8 @@ def display_name(method: str) -> str:
     """The name a reader sees: "ce" is the student alone, "at+kd" is "AT + KD"."""
     if method == "ce":
         return "student alone"
+    if not re.fullmatch(r"[a-z_]+(\+[a-z_]+)*", method):
+        return method  # a name of the user's
     return " + ".join(part.strip().upper() for part in method.split("+"))
 
 
