@@ -36,13 +36,13 @@ CANDIDATES: dict[str, list[dict[str, Any]]] = {
     "kd": [{}],
     "at": weights(1000, **LINEAR) + weights(1, 4, 16, reduction="norm", **LINEAR),
     "act": weights(1000) + weights(4, 16, reduction="norm"),
-    "hint": weights(1, 10, 100) + weights(10, **LINEAR),
+    "hint": weights(1, 10, 100),
     "cam": weights(100, 1000, 10000) + weights(1000, **LINEAR),
     "cat": weights(0.1, 1, 10) + weights(1, **LINEAR),
     "aft": weights(0.3, 1, 3),
     "gat": weights(0.01, 0.1, 1),
-    "sym": weights(0.01, 0.1, 1),
-    "grad_reg": weights(0.001, 0.01, 0.1),
+    "sym": weights(0.1, 1),
+    "grad_reg": weights(0.01, 0.1),
 }
 
 
