@@ -7,6 +7,7 @@ from eyeline.losses.class_maps import class_activation_map_loss, class_activatio
 from eyeline.losses.full_activation import full_activation_loss, hint_loss
 from eyeline.losses.gradient_attention import gradient_distance, loss_gradient
 from eyeline.losses.knowledge_distillation import knowledge_distillation_loss
+from eyeline.losses.similarity_preserving import similarity_preserving_loss
 
 __all__ = [
     "attention_feature",
@@ -20,4 +21,5 @@ __all__ = [
     "hint_loss",
     "knowledge_distillation_loss",
     "loss_gradient",
+    "similarity_preserving_loss",
 ]

@@ -8,6 +8,7 @@ from eyeline.losses.cross_entropy import CrossEntropy
 from eyeline.losses.full_activation import FullActivationTransfer, Hint
 from eyeline.losses.gradient_attention import FlipSymmetry, GradientAttentionTransfer, InputGradientPenalty
 from eyeline.losses.knowledge_distillation import KnowledgeDistillation
+from eyeline.losses.similarity_preserving import SimilarityPreserving
 
 LOSSES: dict[str, type[Loss]] = {
     loss.name: loss
@@ -23,6 +24,7 @@ LOSSES: dict[str, type[Loss]] = {
         ClassActivationMapTransfer,
         ClassAttentionTransfer,
         AttentionFeatureTransfer,
+        SimilarityPreserving,
     )
 }
 
