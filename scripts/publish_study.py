@@ -1,40 +1,64 @@
-"""Put a study's figures where the documentation shows them.
+"""Put the figures of a study where the documentation shows them.
 
 make demo
-python scripts/publish_study.py runs/demo benchmarks/results/demo.json README.md docs/images/attention.png
-python scripts/publish_study.py runs/few_labels benchmarks/results/few_labels.json docs/methods/README.md
+python scripts/publish_study.py benchmarks/results/demo.json README.md runs/demo \\
+    --picture docs/images/attention.png
+python scripts/publish_study.py benchmarks/results/few_labels.json docs/methods/README.md \\
+    runs/few_labels runs/few_labels_gradients
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
+from typing import Any
 
 from eyeline.report import read_study, study_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def main(study: Path, result: str, page: str, picture: str | None = None) -> None:
+def main() -> None:
     """Copy ``study.json`` (and ``attention.png``), and rewrite the table between the page's marks."""
-    content = read_study(study)
-    content["environment"].pop("command")  # where the study lay is nobody's business
-    content["recipe"].pop("memory", None)
-    (ROOT / result).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    if picture is not None:
-        (ROOT / picture).parent.mkdir(exist_ok=True)
-        shutil.copyfile(study / "attention.png", ROOT / picture)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("result", help="JSON file to write")
+    parser.add_argument("page", help="markdown file with <!-- table --> and <!-- /table -->")
+    parser.add_argument("studies", type=Path, nargs="+", help="folders; those of one protocol make one table")
+    parser.add_argument("--picture", help="where to copy attention.png")
+    arguments = parser.parse_args()
+    content = together([read_study(study) for study in arguments.studies])
+    (ROOT / arguments.result).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    if arguments.picture:
+        shutil.copyfile(arguments.studies[0] / "attention.png", ROOT / arguments.picture)
     machine = f"{content['environment']['cores']} cores of an {content['environment']['processor']}"
-    table = f"{study_markdown(content)}\nMeasured on {machine}; `{result}`.\n"
+    table = f"{study_markdown(content)}\nMeasured on {machine}; `{arguments.result}`.\n"
+    page = ROOT / arguments.page
     marked = re.compile(r"(<!-- table -->\n).*?(<!-- /table -->)", re.DOTALL)
-    text, found = marked.subn(lambda m: f"{m[1]}\n{table}\n{m[2]}", (ROOT / page).read_text())
+    text, found = marked.subn(lambda m: f"{m[1]}\n{table}\n{m[2]}", page.read_text())
     if not found:
-        raise SystemExit(f"{page} has no <!-- table --> and <!-- /table -->")
-    (ROOT / page).write_text(text)
+        parser.error(f"{page} has no <!-- table --> and <!-- /table -->")
+    page.write_text(text)
+
+
+def together(studies: list[dict[str, Any]]) -> dict[str, Any]:
+    """One study of all methods; refused if the students alone differ."""
+    for study in studies:
+        study["environment"].pop("command")  # where the study lay is nobody's business
+        for name in ("memory", "out"):
+            study["recipe"].pop(name, None)
+    first, *others = studies
+    alone = [run["test_accuracy"] for run in first["methods"][0]["runs"]]
+    for other in others:
+        baseline, *methods = other["methods"]
+        if [run["test_accuracy"] for run in baseline["runs"]] != alone:
+            raise SystemExit("the studies differ in the student alone: they are not of one protocol")
+        first["methods"] += methods
+        first["recipe"]["methods"] |= other["recipe"]["methods"]
+    return first
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *sys.argv[2:])
+    main()
