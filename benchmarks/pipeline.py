@@ -96,7 +96,7 @@ def measure_files(images: int, batch: int, batches: int, rounds: int, device: st
             _picture(i).save(path, quality=90)
         variants = {}
         for name, packed in (("decoded", None), ("packed", f"{folder}/packed")):
-            data = load_data(f"folder:{root}", Settings(packed=packed))
+            data = load_data(f"folder:{root}", Settings(packed=packed), say=lambda line: None)
             for workers in (0, 2):
                 stream = TrainingStream(
                     data.train,
