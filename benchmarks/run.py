@@ -25,6 +25,7 @@ from step import PAIRS, measure_attention, measure_step
 
 SECTIONS = (
     "step",
+    "convolutions",
     "remembered",
     "methods",
     "attention",
@@ -37,7 +38,7 @@ SECTIONS = (
     "allocator",
 )
 DEFAULT = SECTIONS[:-1]
-Size = TypeVar("Size", int, tuple[int, ...])
+Size = TypeVar("Size", int, tuple[int, ...], tuple[str, ...])
 
 
 def measure(section: str, quick: bool, device: str) -> Iterator[Result]:
@@ -53,6 +54,11 @@ def measure(section: str, quick: bool, device: str) -> Iterator[Result]:
         case "step":
             for pair in pairs:
                 yield measure_step(pair, batch, side, rounds=size(15, 2), device=device, compiled=not quick)
+        case "convolutions":
+            from convolutions import measure_convolutions
+
+            for name in size(("wrn_40_2", "wrn_16_2"), ("wrn_10_1",)):
+                yield measure_convolutions(name, batch, side, rounds=size(15, 2), device=device)
         case "remembered":
             from remembered import PAIRS as SIZED_PAIRS
             from remembered import measure_remembered

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 # section -> its results; "start" runs cold processes: too slow for a test
 SECTIONS = {
     "step": 1,
+    "convolutions": 1,
     "remembered": 1,
     "methods": 1,
     "attention": 1,
