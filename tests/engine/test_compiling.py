@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from eyeline.distiller import Distiller
 from eyeline.engine import compiling
-from eyeline.engine.compiling import compile_networks, restore
+from eyeline.engine.compiling import compile_networks, restored
 from networks import Smooth
 
 CPU = torch.device("cpu")
@@ -83,6 +84,18 @@ def test_a_compiler_that_fails_leaves_the_teacher_as_it_is(monkeypatch: pytest.M
     assert teacher._compiled_call_impl is None
 
 
+def test_a_teacher_that_its_owner_compiled_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = Smooth()
+    clock = Clock(monkeypatch, teacher, 0.5)
+    teacher.compile()
+    compiled = teacher._compiled_call_impl
+    with restored(None, teacher):
+        assert compile_networks(None, teacher, "auto", CPU, clock.ask, [4], 6000) == (False, "")
+        teacher._compiled_call_impl = None
+    assert teacher._compiled_call_impl is compiled
+    assert clock.asked == 0
+
+
 def test_off_and_another_device(monkeypatch: pytest.MonkeyPatch) -> None:
     student, teacher = Smooth(), Smooth()
     clock = Clock(monkeypatch, teacher, 0.5)
@@ -106,6 +119,8 @@ def test_a_teacher_of_constants_beside_a_student_that_trains(
     images = {size: torch.randn(size, 2, 8, 8) for size in (4, 3)}
     distiller = Distiller(student, teacher, "at+kd", input_shape=(2, 8, 8))
     eager = {size: flat(distiller.target(x)) for size, x in images.items()}
+    owners = ExitStack()
+    owners.enter_context(restored(student, teacher))
     compile_networks(student, teacher, "on", CPU, lambda size: distiller.target(images[size]), [4, 3], 10)
     for size, x in images.items():
         torch.testing.assert_close(flat(distiller.target(x)), eager[size], rtol=1e-4, atol=1e-5)
@@ -121,7 +136,8 @@ def test_a_teacher_of_constants_beside_a_student_that_trains(
                 parameter -= parameter.grad
                 parameter.grad = None
     assert (answers[0] - answers[1]).abs().max() > 1e-3
-    restore(student, teacher)
+    owners.close()
+    assert student._compiled_call_impl is teacher._compiled_call_impl is None
     torch.testing.assert_close(flat(distiller.target(images[4])), eager[4], rtol=0, atol=0)
 
 

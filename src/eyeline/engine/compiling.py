@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -65,6 +66,8 @@ def compile_networks(
     if decided:
         _freeze(teacher, ask, sizes)
         return True, ""
+    if teacher._compiled_call_impl is not None:  # by its owner
+        return False, ""
     before = _seconds(ask, sizes[0])
     if before * steps < LONG_RUN:
         return False, ""
@@ -72,12 +75,12 @@ def compile_networks(
     try:
         _freeze(teacher, ask, sizes)
     except Exception as error:  # a compiler may fail in many ways; the run does not need it
-        restore(teacher)
+        teacher._compiled_call_impl = None
         return False, f"compile=auto: the teacher cannot be compiled ({type(error).__name__}), runs as it is"
     took = time.perf_counter() - began
     now = _seconds(ask, sizes[0])
     if now >= before:
-        restore(teacher)
+        teacher._compiled_call_impl = None
         return (
             False,
             f"compile=auto: compiled, the teacher takes {now / before:.2f} of its time: runs as it is",
@@ -89,11 +92,15 @@ def compile_networks(
     )
 
 
-def restore(*networks: nn.Module | None) -> None:
-    """Let networks run as they are."""
-    for network in networks:
-        if network is not None:
-            network._compiled_call_impl = None  # torch has no public way back
+@contextmanager
+def restored(*networks: nn.Module | None) -> Iterator[None]:
+    """Afterwards the networks run as they did before, compiled by their owner or not."""
+    before = [(network, network._compiled_call_impl) for network in networks if network is not None]
+    try:
+        yield
+    finally:
+        for network, call in before:
+            network._compiled_call_impl = call  # torch has no public way back
 
 
 def _freeze(teacher: nn.Module, ask: Callable[[int], object], sizes: Sequence[int]) -> None:

@@ -30,7 +30,7 @@ from eyeline.data.sources import ImageData, Split
 from eyeline.data.views import Normalization, mix
 from eyeline.distiller import Distiller
 from eyeline.engine.allocator import keep_freed_memory
-from eyeline.engine.compiling import compile_networks, restore
+from eyeline.engine.compiling import compile_networks, restored
 from eyeline.engine.run import RunFolder
 from eyeline.errors import InputError, TrainingStopped
 from eyeline.evaluate import evaluate
@@ -165,12 +165,12 @@ def fit(
     device = Device.of(settings, TensorBoardLogger(folder.path, name="", version="tensorboard"))
     device.fabric.launch()
     try:
-        _fit(distiller, data, settings, folder, memory, label, device)
+        with restored(distiller.student, distiller.teacher):
+            _fit(distiller, data, settings, folder, memory, label, device)
     except BaseException:
         _end_other_processes(device.fabric)
         raise
     finally:
-        restore(distiller.student, distiller.teacher)
         for logger in device.fabric.loggers:
             logger.finalize("")
     return device
@@ -393,18 +393,21 @@ def remember(memory: Memory, distillers: Sequence[Distiller], data: ImageData, s
     views, steps = number_of_views(settings), stream.steps_per_epoch
     began, asked = time.perf_counter(), 0
     missing = memory.missing(teacher.losses, views)
-    _compile(
-        distillers,
-        lambda images: teacher.targets(images, torch.zeros(len(images), dtype=torch.int64), teacher.losses),
-        settings,
-        device,
-        stream,
-        len(missing) * steps,
-    )
     with (
+        restored(teacher.network),
         show_progress(settings, max(1, len(missing) * steps), 0, "memory", shown=True) as show,
         _interruptible() as interrupted,
     ):
+        _compile(
+            distillers,
+            lambda images: teacher.targets(
+                images, torch.zeros(len(images), dtype=torch.int64), teacher.losses
+            ),
+            settings,
+            device,
+            stream,
+            len(missing) * steps,
+        )
 
         def asking(view: int, done: int) -> None:
             nonlocal asked
@@ -414,13 +417,10 @@ def remember(memory: Memory, distillers: Sequence[Distiller], data: ImageData, s
             rate = asked * len(data.train) / steps / max(time.perf_counter() - began, 1e-9)
             show(asked, lambda: (f"view {view + 1}/{views}", "", f"{rate:,.0f} images/s"))
 
-        try:
-            for view in range(views):
-                _view(memory, view, teacher, stream, device, asking)
-                if memory.stuck:
-                    return
-        finally:
-            restore(teacher.network)
+        for view in range(views):
+            _view(memory, view, teacher, stream, device, asking)
+            if memory.stuck:
+                return
 
 
 def _view(
