@@ -282,6 +282,11 @@ def _make(
         return [image.height, image.width, zlib.crc32(content)], content
 
     began, done = perf_counter(), 0
+
+    def figures() -> tuple[str, str, str]:
+        rate = done / max(perf_counter() - began, 1e-9)
+        return f"image {done:,}/{count:,}", "", f"{rate:,.0f} images/s"
+
     images: dict[str, list[list[int]]] = {}
     bad: dict[Path, str] = {}
     try:
@@ -299,8 +304,7 @@ def _make(
                     shapes.append(made[0])
                     file.write(made[1])
                     done += 1
-                    rate = done / max(perf_counter() - began, 1e-9)
-                    show(done, lambda: (f"image {done:,}/{count:,}", "", f"{rate:,.0f} images/s"))  # noqa: B023
+                    show(done, figures)
             check(bad)
             unreadable = {path.relative_to(root).as_posix(): why for path, why in bad.items()}
             content = {"kind": _KIND, "key": key, "images": images, "unreadable": unreadable}
