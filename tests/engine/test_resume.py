@@ -132,7 +132,9 @@ def test_such_methods_in_bf16(tmp_path: Path, name: str) -> None:
     distill(tmp_path / "full", **settings, precision="float32")
     for half, full in zip(metrics(tmp_path / "bf16"), metrics(tmp_path / "full"), strict=True):
         for term in resolve_method(METHODS[name]):
-            assert float(half[term]) == pytest.approx(float(full[term]), rel=0.15)
+            # two networks that were trained apart; gradients at layers, of 1e-8, differ most
+            near = 0.15 if name == "gat of features" else 0.05
+            assert float(half[term]) == pytest.approx(float(full[term]), rel=near)
     assert metrics(tmp_path / "bf16") != metrics(tmp_path / "full")
     weights = load_file(tmp_path / "bf16" / "student.safetensors")
     assert all(tensor.isfinite().all() for tensor in weights.values() if tensor.is_floating_point())

@@ -88,7 +88,7 @@ def test_in_bfloat16_it_is_finite_and_near_that_in_float32(name: str) -> None:
         loss = whole(*batch())
     value = loss[term(name)]
     assert value.dtype == torch.float32
-    assert value.item() == pytest.approx(full.item(), rel=0.1, abs=1e-4)
+    assert value.item() == pytest.approx(full.item(), rel=0.03, abs=1e-4)
     gradients = torch.autograd.grad(loss.total, whole.trainable_parameters(), allow_unused=True)
     assert all(g.isfinite().all() for g in gradients if g is not None)
 
