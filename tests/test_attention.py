@@ -119,6 +119,19 @@ def test_first_and_second_derivatives_are_the_finite_differences(
 
 
 @pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("reduce", REDUCES)
+def test_vmap_maps_each_activation_and_its_gradient(reduce: str, normalize: bool) -> None:
+    a = activation(3, 2, 4, 5, 6)
+    a[1] *= 1e-9  # far from 1: another scale for each
+
+    def total(x: Tensor) -> Tensor:
+        return (attention_map(x, 3.0, reduce, normalize) ** 2).sum(0).max()
+
+    for function in (total, torch.func.grad(total)):
+        torch.testing.assert_close(torch.func.vmap(function)(a), torch.stack([function(x) for x in a]))
+
+
+@pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("exponent", EXPONENTS)
 def test_gradient_of_the_maximum_reaches_only_the_strongest_channel(exponent: float, normalize: bool) -> None:
     a = as_leaf(activation(2, 5, 3, 4))

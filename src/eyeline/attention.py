@@ -48,10 +48,10 @@ def attention_map(
     """
     check_map_arguments(exponent, reduce)
     _check_activation(activation)
-    with torch.autocast(activation.device.type, enabled=False):
-        if normalize:
-            return normalized(_reduce(activation, exponent, reduce, relative=True))
-        return _reduce(activation, exponent, reduce, relative=False)
+    if reduce == "sum":
+        maps: Tensor = _SumMap.apply(activation, exponent, normalize)[0]
+        return maps
+    return _max_map(activation, exponent, normalize)
 
 
 def normalized(maps: Tensor, dim: tuple[int, ...] = (1, 2)) -> Tensor:
@@ -95,89 +95,108 @@ def _map_dtype(activation: Tensor) -> torch.dtype:
     return torch.float64 if activation.dtype == torch.float64 else torch.float32
 
 
-def _reduce(activation: Tensor, exponent: float, reduce: Reduce, relative: bool) -> Tensor:
-    """``Q``; ``relative``: only in proportion to it for each sample, and of moderate size."""
-    if reduce == "sum":
-        return _PowerSum.apply(activation, exponent, relative)[0]
+def _max_map(activation: Tensor, exponent: float, normalize: bool) -> Tensor:
     # max, unlike amax, sends the whole gradient through one channel where several are equally strong
     strongest = activation.abs().max(1).values.to(_map_dtype(activation))
-    if relative:
-        peak = strongest.detach().amax((1, 2), keepdim=True)
-        strongest = strongest / torch.where(peak > 0, peak, 1)
-    return strongest.pow(exponent)
+    if not normalize:
+        return strongest.pow(exponent)
+    peak = strongest.detach().amax((1, 2), keepdim=True)
+    return normalized((strongest / torch.where(peak > 0, peak, 1)).pow(exponent))
 
 
 PIECE = 1 << 19
 """Elements that a CPU takes at once: their float copies stay in its cache."""
 
 
-def _in_pieces(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """``function(*tensors)``, on a CPU some samples of a large batch at a time."""
+def _in_pieces(function: Callable[..., Tensor], like: Tensor, *tensors: Tensor) -> Tensor:
+    """``function(*tensors)``, of the shape and dtype of ``like``; on a CPU some samples of a large batch at
+    a time."""
     large = tensors[0]
-    if large.device.type != "cpu" or torch.compiler.is_compiling() or large.numel() <= PIECE:
-        return function(*tensors)
+    whole = large.device.type != "cpu" or large.numel() <= PIECE
+    if whole or torch.compiler.is_compiling() or torch.is_grad_enabled():
+        return function(*tensors).to(like.dtype)
+    result = torch.empty_like(like)
     samples = max(1, PIECE // large[0].numel())
-    expanded = (t.expand(len(large), *t.shape[1:]) for t in tensors)
-    return torch.cat([function(*piece) for piece in zip(*(t.split(samples) for t in expanded), strict=True)])
+    expanded = (t.expand(len(large), *t.shape[1:]) for t in (result, *tensors))
+    for target, *piece in zip(*(t.split(samples) for t in expanded), strict=True):
+        target.copy_(function(*piece))
+    return result
 
 
-class _PowerSum(torch.autograd.Function):
-    """``Σ_c |A_c / scale|^p`` and the scale, which is held constant; keeps only A for the backward pass.
+class _SumMap(torch.autograd.Function):
+    """The map of ``Σ_c |A_c / scale|^p``, its norm where it is normalised, and the scale, held constant.
 
     Autograd would keep and re-read four float32 copies of the activation; the closed form reads A once:
-    ``dL/dA_c = dL/dQ · p |A_c|^(p-1) sign(A_c)``, here with ``A / scale`` in the place of A. A scale without
-    dimensions is 1.
+    ``dL/dA_c = dL/dQ · p |A_c|^(p-1) sign(A_c)``, here with ``A / scale`` in the place of A, where for
+    ``q = Q / ||Q||`` it is ``dL/dQ = (dL/dq - <dL/dq, q> q) / ||Q|| + dL/d||Q|| q``. A norm and a scale
+    without dimensions are 1.
     """
 
     @staticmethod
-    def forward(activation: Tensor, exponent: float, relative: bool) -> tuple[Tensor, Tensor]:
-        one = activation.new_ones((), dtype=_map_dtype(activation))
+    def forward(activation: Tensor, exponent: float, normalize: bool) -> tuple[Tensor, Tensor, Tensor]:
+        dtype = _map_dtype(activation)
+        samples, _, height, width = activation.shape
         power_sum = functools.partial(_power_sum, exponent=exponent)
-        if not relative:
-            return _in_pieces(power_sum, activation), one
+        one = activation.new_ones((), dtype=dtype)
+        like = one.expand(samples, height, width)
+        if not normalize:
+            return _in_pieces(power_sum, like, activation), one, one.clone()
         if activation.device.type == "cpu" and not torch.compiler.is_compiling():
             # of moderate size as they are, mostly; on a CPU it costs nothing to look
-            maps = _in_pieces(power_sum, activation)
-            low, high = maps.amax((1, 2)).aminmax()
+            maps = _in_pieces(power_sum, like, activation)
+            norm = torch.linalg.vector_norm(maps, dim=(1, 2), keepdim=True)
+            low, high = norm.aminmax()
             if low > 1e-12 and high < 1e12:
-                return maps, one
-        peak = activation.abs().amax((1, 2, 3), keepdim=True).to(one.dtype)
+                return maps.div_(norm), norm, one
+        peak = activation.abs().amax((1, 2, 3), keepdim=True).to(dtype)
         scale = torch.where(peak > 0, peak, 1)
-        return _in_pieces(lambda a, s: power_sum(a / s), activation, scale), scale
+        maps = _in_pieces(lambda a, s: power_sum(a / s), like, activation, scale)
+        norm = torch.linalg.vector_norm(maps, dim=(1, 2), keepdim=True)
+        # a map of zeros stays one
+        norm = torch.where(norm == 0, 1, norm)
+        return maps.div_(norm), norm, scale
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, float, bool], output: tuple[Tensor, Tensor]) -> None:
-        activation, ctx.exponent, _ = inputs
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(activation, output[1])
+    def setup_context(
+        ctx: Any, inputs: tuple[Tensor, float, bool], output: tuple[Tensor, Tensor, Tensor]
+    ) -> None:
+        activation, ctx.exponent, normalize = inputs
+        ctx.mark_non_differentiable(*output[2 if normalize else 1 :])
+        ctx.save_for_backward(activation, *output)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
-        activation, scale = ctx.saved_tensors
-        factor = grad.unsqueeze(1) * ctx.exponent
+    def backward(ctx: Any, grad: Tensor, grad_norm: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
+        activation, maps, norm, scale = ctx.saved_tensors
+        exponent = ctx.exponent
+        if norm.ndim:
+            along = (grad * maps).sum((1, 2), keepdim=True)
+            grad = torch.addcmul(grad, maps, grad_norm * norm - along) / norm
+        factor = grad.unsqueeze(1) * (exponent / scale)
 
         def slope(relative: Tensor, factor: Tensor) -> Tensor:
-            if ctx.exponent == 1:
+            relative = relative.to(factor.dtype, copy=True)
+            if exponent == 1:
                 relative = relative.sign()
-            elif ctx.exponent != 2:
-                relative = relative.to(factor.dtype)
-                relative = relative.abs().pow(ctx.exponent - 1) * relative.sign()
-            return (relative * factor).to(activation.dtype)
+            elif exponent != 2:
+                relative = relative.abs().pow(exponent - 1) * relative.sign()
+            return relative.mul_(factor)
 
         if scale.ndim == 0:
-            return _in_pieces(slope, activation, factor), None, None
-        return _in_pieces(lambda a, s, f: slope(a / s, f), activation, scale, factor / scale), None, None
+            return _in_pieces(slope, activation, activation, factor), None, None
+        return _in_pieces(lambda a, s, f: slope(a / s, f), activation, activation, scale, factor), None, None
 
     @staticmethod
     def vmap(
-        info: Any, in_dims: tuple[int | None, ...], activation: Tensor, exponent: float, relative: bool
-    ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+        info: Any, in_dims: tuple[int | None, ...], activation: Tensor, exponent: float, normalize: bool
+    ) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
         dim = in_dims[0]
         assert dim is not None  # else there is nothing to map over
         activation = activation.movedim(dim, 0)
-        maps, scale = _PowerSum.apply(activation.flatten(0, 1), exponent, relative)
-        batch = activation.shape[:2]
-        return (maps.unflatten(0, batch), scale.expand(batch.numel(), 1, 1, 1).unflatten(0, batch)), (0, 0)
+        outputs = _SumMap.apply(activation.flatten(0, 1), exponent, normalize)
+        unflatten = functools.partial(torch.unflatten, dim=0, sizes=activation.shape[:2])
+        return tuple(unflatten(o) if o.ndim else o for o in outputs), tuple(
+            0 if o.ndim else None for o in outputs
+        )
 
 
 def _power_sum(activation: Tensor, exponent: float) -> Tensor:
