@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from eyeline.attention import Reduce, attention_map, check_map_arguments, normalized, resized
@@ -60,14 +61,15 @@ def map_distance(student: Tensor, teacher: Tensor, reduction: Reduction) -> Tens
     if student.shape != teacher.shape:
         # resizing is linear, so normalising before it as well changes nothing
         teacher = normalized(resized(teacher, (student.shape[1], student.shape[2])))
-    return distance(student - teacher, reduction)
+    return distance(student, teacher, reduction)
 
 
-def distance(difference: Tensor, reduction: Reduction) -> Tensor:
-    """Of ``d`` ``[N, ...]``: the mean of ``d²`` over everything, or the batch mean of ``||d||_2``."""
+def distance(student: Tensor, teacher: Tensor, reduction: Reduction) -> Tensor:
+    """Of ``d = student - teacher`` ``[N, ...]``: the mean of ``d²`` over everything, or the batch mean of
+    ``||d||_2``."""
     if reduction == "mean_square":
-        return difference.square().mean()
-    return torch.linalg.vector_norm(difference.flatten(1), dim=1).mean()
+        return F.mse_loss(student, teacher)
+    return torch.linalg.vector_norm((student - teacher).flatten(1), dim=1).mean()
 
 
 def default_weight(reduction: Reduction) -> float:

@@ -37,7 +37,7 @@ def full_activation_loss(student: Tensor, teacher: Tensor, reduction: Reduction 
     with torch.autocast(student.device.type, enabled=False):
         target = resized(_wide(teacher.detach()), (student.shape[2], student.shape[3]))
         dims = (1, 2, 3)
-        return distance(_unit(_wide(student), dims) - _unit(target, dims), reduction)
+        return distance(_unit(_wide(student), dims), _unit(target, dims), reduction)
 
 
 def _unit(activation: Tensor, dims: tuple[int, ...]) -> Tensor:
