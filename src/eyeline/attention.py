@@ -108,7 +108,7 @@ PIECE = 1 << 19
 """Elements that a CPU takes at once: their float copies stay in its cache."""
 
 
-def _in_pieces(function: Callable[..., Tensor], like: Tensor, *tensors: Tensor) -> Tensor:
+def in_pieces(function: Callable[..., Tensor], like: Tensor, *tensors: Tensor) -> Tensor:
     """``function(*tensors)``, of the shape and dtype of ``like``; on a CPU some samples of a large batch at
     a time."""
     large = tensors[0]
@@ -140,17 +140,17 @@ class _SumMap(torch.autograd.Function):
         one = activation.new_ones((), dtype=dtype)
         like = one.expand(samples, height, width)
         if not normalize:
-            return _in_pieces(power_sum, like, activation), one, one.clone()
+            return in_pieces(power_sum, like, activation), one, one.clone()
         if activation.device.type == "cpu" and not torch.compiler.is_compiling():
             # of moderate size as they are, mostly; on a CPU it costs nothing to look
-            maps = _in_pieces(power_sum, like, activation)
+            maps = in_pieces(power_sum, like, activation)
             norm = torch.linalg.vector_norm(maps, dim=(1, 2), keepdim=True)
             low, high = norm.aminmax()
             if low > 1e-12 and high < 1e12:
                 return maps.div_(norm), norm, one
         peak = activation.abs().amax((1, 2, 3), keepdim=True).to(dtype)
         scale = torch.where(peak > 0, peak, 1)
-        maps = _in_pieces(lambda a, s: power_sum(a / s), like, activation, scale)
+        maps = in_pieces(lambda a, s: power_sum(a / s), like, activation, scale)
         norm = torch.linalg.vector_norm(maps, dim=(1, 2), keepdim=True)
         # a map of zeros stays one
         norm = torch.where(norm == 0, 1, norm)
@@ -182,8 +182,8 @@ class _SumMap(torch.autograd.Function):
             return relative.mul_(factor)
 
         if scale.ndim == 0:
-            return _in_pieces(slope, activation, activation, factor), None, None
-        return _in_pieces(lambda a, s, f: slope(a / s, f), activation, activation, scale, factor), None, None
+            return in_pieces(slope, activation, activation, factor), None, None
+        return in_pieces(lambda a, s, f: slope(a / s, f), activation, activation, scale, factor), None, None
 
     @staticmethod
     def vmap(

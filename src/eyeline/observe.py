@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from eyeline.double_backward import TwiceDifferentiable
 from eyeline.errors import InputError
 from eyeline.layers import Layer, Place, find_head, find_layers, find_pre_activations, named_layers
 
@@ -119,7 +121,8 @@ class Observer:
         """Run the model on ``images`` ``[N, C, H, W]``; their ``labels`` ``[N]`` are handed on."""
         self._recording = True
         try:
-            logits = self.model(images)
+            with TwiceDifferentiable() if images.requires_grad else nullcontext():
+                logits = self.model(images)
             features = tuple(self._tensor(place) for place in self._features)
             pre_activations = tuple(self._tensor(place) for place in self._pre_activations)
             class_maps = self._class_maps()
