@@ -69,7 +69,7 @@ class Result:
 
     title: str
     unit: str
-    """``s``, or ``images/s``."""
+    """``s``, ``images/s``, or ``relative``."""
     samples: Mapping[str, list[float]]
     """By variant, one figure a round."""
     ratios: dict[str, list[float]] = field(default_factory=dict)

@@ -31,6 +31,7 @@ SECTIONS = (
     "attention",
     "augmentation",
     "files",
+    "encoding",
     "engine",
     "start",
     "study",
@@ -91,6 +92,10 @@ def measure(section: str, quick: bool, device: str) -> Iterator[Result]:
 
             # an epoch is a whole number of batches, all of one size
             yield measure_files(size(400, 20), size(90, 9), size(4, 1), rounds=size(7, 2), device=device)
+        case "encoding":
+            from encoding import measure_encoding
+
+            yield from measure_encoding(images=size(1000, 100), epochs=size(5, 1))
         case "engine":
             from process import measure_engine
 
@@ -144,6 +149,8 @@ def show(result: Result, console: Console) -> None:
 
 def _unit(result: Result) -> tuple[str, Callable[[float], str]]:
     """The unit that the figures are shown in, and how."""
+    if result.unit == "relative":
+        return result.unit, lambda value: f"{value:.1e}"
     if result.unit != "s":
         return result.unit, lambda value: f"{value:,.0f}"
     largest = max(max(values) for values in result.samples.values())

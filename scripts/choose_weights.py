@@ -40,7 +40,10 @@ CANDIDATES: dict[str, list[dict[str, Any]]] = {
     "cam": weights(100, 1000, 10000) + weights(1000, **LINEAR),
     "cat": weights(0.1, 1, 10) + weights(1, **LINEAR),
     "aft": weights(0.3, 1, 3),
-    "gat": weights(0.01, 0.1),
+    "gat": weights(0.001, 0.01, 0.1) + weights(1, 4, where="features", compare="map", **LINEAR),
+    "sym": weights(0.001, 0.01, 0.1),
+    "grad_reg": weights(0.001, 0.01, 0.1),
+    "sp": weights(300, 3000),
 }
 
 
