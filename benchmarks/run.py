@@ -95,7 +95,7 @@ def measure(section: str, quick: bool, device: str) -> Iterator[Result]:
         case "encoding":
             from encoding import measure_encoding
 
-            yield from measure_encoding(images=size(1000, 100), epochs=size(5, 1))
+            yield from measure_encoding(images=size(1000, 200), epochs=size(5, 1))
         case "engine":
             from process import measure_engine
 

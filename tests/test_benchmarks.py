@@ -25,6 +25,7 @@ SECTIONS = {
     "attention": 1,
     "augmentation": 2,  # of 3 and of 1 channels
     "files": 1,
+    "encoding": 2,  # float16 and uint8
     "engine": 1,
     "study": 2,  # and filling the memory
     "scaling": 4,
@@ -62,11 +63,22 @@ def test_every_result_has_figures_and_ratios_in_order(run: tuple[dict, str]) -> 
     record, _ = run
     assert Counter(result["section"] for result in record["results"]) == SECTIONS
     for result in record["results"]:
-        assert result["unit"] in ("s", "images/s")
+        assert result["unit"] in ("s", "images/s", "relative")
         assert result["rounds"] == 2
         for figures in (*result["values"].values(), *result["ratios"].values()):
             order = ("min", "lower_quartile", "median", "upper_quartile", "max")
             assert [figures[key] for key in order] == sorted(figures.values())
+
+
+def test_encoding_errs_as_its_precision_says(run: tuple[dict, str]) -> None:
+    half, bytes_ = (result for result in run[0]["results"] if result["section"] == "encoding")
+    assert "float16" in half["title"]
+    assert "uint8" in bytes_["title"]
+    for name, error in half["values"].items():
+        assert 0 < error["max"] < 2**-10, name
+    # logits are no maps: both keep them in float16
+    assert bytes_["values"]["kd, loss"] == half["values"]["kd, loss"]
+    assert bytes_["values"]["at, gradient"]["median"] > half["values"]["at, gradient"]["median"]
 
 
 def test_step_is_compared_with_floor_plain_and_peer(run: tuple[dict, str]) -> None:
