@@ -42,8 +42,8 @@ CANDIDATES: dict[str, list[dict[str, Any]]] = {
     "aft": weights(0.3, 1, 3),
     "gat": weights(0.001, 0.01, 0.1) + weights(1, 4, where="features", compare="map", **LINEAR),
     "sym": weights(0.001, 0.01, 0.1),
-    "grad_reg": weights(0.001, 0.01, 0.1),
-    "sp": weights(300, 3000),
+    "grad_reg": weights(0.0001, 0.001, 0.01, 0.1),
+    "sp": weights(30, 100, 300, 3000),
 }
 
 
