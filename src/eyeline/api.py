@@ -166,6 +166,7 @@ def study(
     seeds: int | list[int] = 5,
     layers: str | list[str] = "auto",
     teacher_weights: str | None = None,
+    parallel: int | None = None,
     resume: bool = False,
     overwrite: bool = False,
     **settings: Any,
@@ -183,6 +184,7 @@ def study(
         seeds: how many (0, 1, ...), or a list of them
         layers: auto, or names: layer3, or student_layer:teacher_layer
         teacher_weights: checkpoint of a teacher that is given by name (safetensors)
+        parallel: runs trained at once, in processes that share the cores (default: measured, on a CPU)
         resume: continue the study that is in the folder
         overwrite: replace the study that is in the folder
         settings: see below
@@ -203,6 +205,7 @@ def study(
         "seeds": seeds,
         "layers": layers,
         "teacher_weights": teacher_weights,
+        "parallel": parallel,
     }
     return jobs.study(recipe, Settings.of(**settings), out=out, resume=resume, overwrite=overwrite)
 

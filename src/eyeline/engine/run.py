@@ -38,6 +38,7 @@ _COLUMNS = ("validation_accuracy", "validation_loss", "images_per_second")  # th
 # what may differ between a run and its continuation
 _FREE = {
     *("out", "resume", "overwrite", "progress", "workers", "checkpoint_every", "data_root", "download"),
+    "parallel",
     "memory_budget",  # decides the number of views, which the recipe holds
 }
 

@@ -1,0 +1,114 @@
+"""Several runs at once, in processes of their own that share the cores.
+
+A small network cannot use many cores: its operations are too short to be divided. Several of them can.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import torch
+
+import eyeline
+from eyeline.errors import InputError, TrainingStopped
+
+START_UP = 6.0
+"""Seconds that a process takes to its first step."""
+WORTHWHILE = 1.1
+"""How many times as fast several at once must be; they hinder one another more than a measurement tells."""
+_ERRORS = {error.__name__: error for error in (InputError, TrainingStopped)}
+
+
+def how_many(step: Callable[[], object], runs: int, steps: int) -> tuple[int, str]:
+    """How many of ``runs`` runs of ``steps`` steps to train at once on a CPU, and a line that says why.
+
+    A step is timed with all the threads and with those that each of 2, 4 or 8 runs would have.
+    """
+    threads = torch.get_num_threads()
+    counts = [count for count in (1, 2, 4, 8) if count <= min(threads, runs)]  # each has its own data
+    if len(counts) == 1:
+        return 1, ""
+    seconds = {}
+    try:
+        for count in counts:
+            torch.set_num_threads(threads // count)
+            step()
+            seconds[count] = min(_seconds(step) for _ in range(5)) / count
+    finally:
+        torch.set_num_threads(threads)
+    best = min(seconds, key=seconds.__getitem__)
+    gain = seconds[1] / seconds[best]
+    saved = steps * runs * (seconds[1] - seconds[best]) - START_UP
+    if gain < WORTHWHILE or saved < START_UP:
+        return 1, ""
+    return best, f"{best} runs at once, of {threads // best} threads each: about {gain:.1f} times as fast"
+
+
+def _seconds(step: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
+
+
+def run_apart(tasks: Sequence[Mapping[str, Any]], processes: int, done: Callable[[int], None]) -> None:
+    """Let so many workers (``eyeline.worker``) do the tasks; ``done`` is told the index of each that is.
+
+    Raises the first error of a task, after the other workers have stopped where they were, to be resumed.
+    """
+    waiting = deque(enumerate(tasks))
+    stop = Event()
+    workers: list[subprocess.Popen[str]] = []
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // processes)),
+        "PYTHONPATH": os.pathsep.join(
+            [str(Path(eyeline.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+        ),
+    }
+
+    def serve() -> None:
+        command = [sys.executable, "-m", "eyeline.worker"]
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment) as worker:
+            assert worker.stdin is not None
+            assert worker.stdout is not None
+            workers.append(worker)
+            while not stop.is_set():
+                try:
+                    number, task = waiting.popleft()
+                except IndexError:
+                    return
+                worker.stdin.write(json.dumps(task) + "\n")
+                worker.stdin.flush()
+                answer = worker.stdout.readline()
+                if stop.is_set():
+                    return
+                if not answer:
+                    raise RuntimeError(f"a process that trained ended with code {worker.wait()}")
+                error, message = json.loads(answer)
+                if error is not None:
+                    raise _ERRORS[error](message)
+                done(number)
+
+    with ThreadPoolExecutor(processes) as pool:
+        futures = [pool.submit(serve) for _ in range(processes)]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        finally:
+            stop.set()
+            for worker in workers:  # one whose input ends stops after its step, and keeps a checkpoint
+                assert worker.stdin is not None
+                with contextlib.suppress(BrokenPipeError):
+                    worker.stdin.close()

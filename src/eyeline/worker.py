@@ -1,0 +1,57 @@
+"""A process that does runs one after the other for a study: ``python -m eyeline.worker``.
+
+A task a line on the standard input, ``[error, message]`` a line on the standard output.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+from typing import Any
+
+from eyeline import jobs
+from eyeline.engine.trainer import console
+from eyeline.errors import InputError, TrainingStopped
+from eyeline.settings import Settings
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no answer
+    console.quiet = True
+    tasks: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    busy = threading.Event()
+    threading.Thread(target=_listen, args=(tasks, busy), daemon=True).start()
+    try:
+        while (task := tasks.get()) is not None:
+            busy.set()
+            answer = _do(json.loads(task))
+            busy.clear()
+            print(json.dumps(answer), file=answers, flush=True)
+    except KeyboardInterrupt:
+        pass
+
+
+def _listen(tasks: queue.SimpleQueue[str | None], busy: threading.Event) -> None:
+    for line in sys.stdin:
+        tasks.put(line)
+    tasks.put(None)
+    if busy.is_set():  # nobody waits for the answer: stop as for Ctrl-C, with a checkpoint
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def _do(task: dict[str, Any]) -> tuple[str | None, str]:
+    try:
+        settings = Settings.of(**task["settings"])
+        jobs.distill(task["recipe"], settings, out=task["out"], resume=True, overwrite=False)
+    except (InputError, TrainingStopped) as error:
+        return type(error).__name__, str(error)
+    return None, ""
+
+
+if __name__ == "__main__":
+    main()

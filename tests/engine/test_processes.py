@@ -1,0 +1,125 @@
+"""Several runs of a study at once: the same figures, errors that arrive, and when it is done by itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import eyeline
+from eyeline.engine import processes
+from eyeline.errors import InputError, TrainingStopped
+
+STUDY: dict[str, Any] = {
+    "student": "wrn_10_1",
+    "teacher": "wrn_16_2.fashion_mnist",
+    "data": "fashion_mnist_sample",
+    "methods": ["at", "kd"],
+    "seeds": 1,
+    "train_size": 60,
+    "epochs": 2,
+    "batch_size": 20,
+    "accelerator": "cpu",
+    "progress": False,
+}
+
+
+@pytest.fixture
+def one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def students(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("student.safetensors")}
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("remembers", [False, True])
+def test_several_at_once_are_the_same_runs(tmp_path: Path, remembers: bool) -> None:
+    memory = {"memory": str(tmp_path / "memory")} if remembers else {}
+    one = eyeline.study(**STUDY, **memory, out=str(tmp_path / "one"), parallel=1)
+    two = eyeline.study(**STUDY, **memory, out=str(tmp_path / "two"), parallel=2)
+    assert len(students(one.folder)) == 3
+    assert students(one.folder) == students(two.folder)
+    assert one.result["methods"] == two.result["methods"]
+    commands = {
+        json.loads(file.read_text())["command"][0]
+        for file in two.folder.rglob("environment.json")
+        if file.parent != two.folder
+    }
+    assert commands == {"worker.py"}, "they were trained here"
+
+
+def test_the_error_of_a_run_arrives_and_ends_the_others(tmp_path: Path) -> None:
+    study = {**STUDY, "methods": ["kd"], "epochs": 4000, "learning_rate": 1e9, "seeds": 2}
+    began = time.monotonic()
+    with pytest.raises(TrainingStopped, match="step"):
+        eyeline.study(**study, out=str(tmp_path / "study"), parallel=2)
+    assert time.monotonic() - began < 120, "the other run went on to its end"
+
+
+def test_a_study_that_is_stopped_goes_on(tmp_path: Path) -> None:
+    # every run would take minutes; each process is asked to stop, as by Ctrl-C in a terminal
+    study = {**STUDY, "epochs": 100_000, "checkpoint_every": 1, "parallel": 2, "out": str(tmp_path / "study")}
+    code = f"import eyeline; eyeline.study(**{study!r})"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], start_new_session=True, stderr=subprocess.PIPE
+    ) as started:
+        deadline = time.monotonic() + 120
+        while len(list(tmp_path.rglob("last.ckpt*"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.2)
+        started.send_signal(signal.SIGINT)
+        _, said = started.communicate(timeout=60)
+    assert b"KeyboardInterrupt" in said
+    with pytest.raises(ProcessLookupError):
+        os.killpg(started.pid, 0)  # no worker is left
+    assert len(list(tmp_path.rglob("last.ckpt*"))) >= 2
+
+
+def test_what_cannot_be_several(tmp_path: Path) -> None:
+    for change, message in (
+        ({"parallel": 0}, "expected at least 1"),
+        ({"parallel": 2, "teacher": torch.nn.Identity()}, "a Python object was given"),
+    ):
+        with pytest.raises(InputError, match=message):
+            eyeline.study(**{**STUDY, **change}, out=str(tmp_path / "study"))
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("seconds", "runs", "steps", "expected"),
+    [
+        (lambda threads: 0.1, 6, 10_000, 4),  # more threads help nothing
+        (lambda threads: 0.1, 3, 10_000, 2),
+        (lambda threads: 0.8 / threads, 6, 10_000, 1),  # they help all they can
+        (lambda threads: 0.1, 6, 10, 1),  # over before a process has started
+        (lambda threads: 0.2 if threads == 4 else 0.21, 6, 10_000, 4),
+    ],
+)
+def test_how_many_is_measured(
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: Callable[[int], float],
+    runs: int,
+    steps: int,
+    expected: int,
+) -> None:
+    threads = [4]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads[0])
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: threads.__setitem__(0, number))
+    monkeypatch.setattr(processes, "_seconds", lambda step: seconds(threads[0]))
+    count, said = processes.how_many(lambda: None, runs, steps)
+    assert count == expected
+    assert (f"{count} runs at once" in said) == (count > 1)
+    assert threads == [4]
