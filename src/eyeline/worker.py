@@ -9,9 +9,8 @@ import json
 import os
 import queue
 import signal
-import sys
 import threading
-from typing import Any
+from typing import Any, TextIO
 
 from eyeline import jobs
 from eyeline.engine.trainer import console
@@ -20,12 +19,16 @@ from eyeline.settings import Settings
 
 
 def main() -> None:
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no answer
+    # files of their own: what libraries print is no answer, and what they fork closes sys.stdin,
+    # which would wait for the thread that reads it
+    lines, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
+    with open(os.devnull) as nothing:
+        os.dup2(nothing.fileno(), 0)
+    os.dup2(2, 1)
     console.quiet = True
     tasks: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     busy = threading.Event()
-    threading.Thread(target=_listen, args=(tasks, busy), daemon=True).start()
+    threading.Thread(target=_listen, args=(lines, tasks, busy), daemon=True).start()
     try:
         while (task := tasks.get()) is not None:
             busy.set()
@@ -36,8 +39,8 @@ def main() -> None:
         pass
 
 
-def _listen(tasks: queue.SimpleQueue[str | None], busy: threading.Event) -> None:
-    for line in sys.stdin:
+def _listen(lines: TextIO, tasks: queue.SimpleQueue[str | None], busy: threading.Event) -> None:
+    for line in lines:
         tasks.put(line)
     tasks.put(None)
     if busy.is_set():  # nobody waits for the answer: stop as for Ctrl-C, with a checkpoint

@@ -14,43 +14,50 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 import eyeline
 from eyeline.engine import processes
 from eyeline.errors import InputError, TrainingStopped
-
-STUDY: dict[str, Any] = {
-    "student": "wrn_10_1",
-    "teacher": "wrn_16_2.fashion_mnist",
-    "data": "fashion_mnist_sample",
-    "methods": ["at", "kd"],
-    "seeds": 1,
-    "train_size": 60,
-    "epochs": 2,
-    "batch_size": 20,
-    "accelerator": "cpu",
-    "progress": False,
-}
+from tiny import tiny_data
 
 
-@pytest.fixture
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Arguments of a study whose parts have names: a folder of images and a teacher trained on it."""
+    folder = tmp_path_factory.mktemp("named")
+    images = tiny_data(60)
+    for name, split in images.splits.items():
+        for index, (image, label) in enumerate(zip(split.images, split.labels.tolist(), strict=True)):
+            place = folder / "data" / name / images.classes[label]
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image[0].numpy()).save(place / f"{index}.png")
+    common = {
+        "data": f"folder:{folder / 'data'}",
+        "image_size": 12,
+        "epochs": 2,
+        "batch_size": 20,
+        "accelerator": "cpu",
+        "progress": False,
+    }
+    eyeline.train("wrn_10_1", **common, out=str(folder / "teacher"))
+    return {
+        "student": "wrn_10_1",
+        "teacher": str(folder / "teacher"),
+        "methods": ["at", "kd"],
+        "seeds": 1,
+    } | common
 
 
 def students(folder: Path) -> dict[str, bytes]:
     return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("student.safetensors")}
 
 
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("remembers", [False, True])
-def test_several_at_once_are_the_same_runs(tmp_path: Path, remembers: bool) -> None:
+def test_several_at_once_are_the_same_runs(tmp_path: Path, study: dict[str, Any], remembers: bool) -> None:
     memory = {"memory": str(tmp_path / "memory")} if remembers else {}
-    one = eyeline.study(**STUDY, **memory, out=str(tmp_path / "one"), parallel=1)
-    two = eyeline.study(**STUDY, **memory, out=str(tmp_path / "two"), parallel=2)
+    one = eyeline.study(**study, **memory, out=str(tmp_path / "one"), parallel=1)
+    two = eyeline.study(**study, **memory, out=str(tmp_path / "two"), parallel=2)
     assert len(students(one.folder)) == 3
     assert students(one.folder) == students(two.folder)
     assert one.result["methods"] == two.result["methods"]
@@ -62,17 +69,17 @@ def test_several_at_once_are_the_same_runs(tmp_path: Path, remembers: bool) -> N
     assert commands == {"worker.py"}, "they were trained here"
 
 
-def test_the_error_of_a_run_arrives_and_ends_the_others(tmp_path: Path) -> None:
-    study = {**STUDY, "methods": ["kd"], "epochs": 4000, "learning_rate": 1e9, "seeds": 2}
+def test_the_error_of_a_run_arrives_and_ends_the_others(tmp_path: Path, study: dict[str, Any]) -> None:
+    study = {**study, "methods": ["kd"], "epochs": 4000, "learning_rate": 1e9, "seeds": 2}
     began = time.monotonic()
     with pytest.raises(TrainingStopped, match="step"):
         eyeline.study(**study, out=str(tmp_path / "study"), parallel=2)
     assert time.monotonic() - began < 120, "the other run went on to its end"
 
 
-def test_a_study_that_is_stopped_goes_on(tmp_path: Path) -> None:
+def test_a_study_that_is_stopped_goes_on(tmp_path: Path, study: dict[str, Any]) -> None:
     # every run would take minutes; each process is asked to stop, as by Ctrl-C in a terminal
-    study = {**STUDY, "epochs": 100_000, "checkpoint_every": 1, "parallel": 2, "out": str(tmp_path / "study")}
+    study = {**study, "epochs": 100_000, "checkpoint_every": 1, "parallel": 2, "out": str(tmp_path / "study")}
     code = f"import eyeline; eyeline.study(**{study!r})"
     with subprocess.Popen(
         [sys.executable, "-c", code], start_new_session=True, stderr=subprocess.PIPE
@@ -88,13 +95,13 @@ def test_a_study_that_is_stopped_goes_on(tmp_path: Path) -> None:
     assert len(list(tmp_path.rglob("last.ckpt*"))) >= 2
 
 
-def test_what_cannot_be_several(tmp_path: Path) -> None:
+def test_what_cannot_be_several(tmp_path: Path, study: dict[str, Any]) -> None:
     for change, message in (
         ({"parallel": 0}, "expected at least 1"),
         ({"parallel": 2, "teacher": torch.nn.Identity()}, "a Python object was given"),
     ):
         with pytest.raises(InputError, match=message):
-            eyeline.study(**{**STUDY, **change}, out=str(tmp_path / "study"))
+            eyeline.study(**{**study, **change}, out=str(tmp_path / "study"))
     assert not any(tmp_path.iterdir())
 
 

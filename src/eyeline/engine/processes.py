@@ -25,8 +25,8 @@ from eyeline.errors import InputError, TrainingStopped
 
 START_UP = 6.0
 """Seconds that a process takes to its first step."""
-WORTHWHILE = 1.1
-"""How many times as fast several at once must be; they hinder one another more than a measurement tells."""
+WORTHWHILE = 1.25
+"""How many times as fast several at once must be by the measurement of one: they hinder one another."""
 _ERRORS = {error.__name__: error for error in (InputError, TrainingStopped)}
 
 
@@ -52,7 +52,11 @@ def how_many(step: Callable[[], object], runs: int, steps: int) -> tuple[int, st
     saved = steps * runs * (seconds[1] - seconds[best]) - START_UP
     if gain < WORTHWHILE or saved < START_UP:
         return 1, ""
-    return best, f"{best} runs at once, of {threads // best} threads each: about {gain:.1f} times as fast"
+    each = threads // best
+    return (
+        best,
+        f"{best} runs at once, of {each} thread{'s' * (each > 1)} each: up to {gain:.1f} times as fast",
+    )
 
 
 def _seconds(step: Callable[[], object]) -> float:
