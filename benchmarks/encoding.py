@@ -37,7 +37,7 @@ def measure_encoding(images: int, epochs: int) -> Iterator[Result]:
             STUDENT, TEACHER, "fashion_mnist_sample", folder, method="at+kd", epochs=epochs, train_size=images
         )
         student = run.load().requires_grad_()
-    teacher = create_model(TEACHER)
+    teacher = create_model(TEACHER, pretrained=True)
     for precision in ("float16", "uint8"):
         samples: dict[str, list[float]] = {}
         for name, method in METHODS.items():

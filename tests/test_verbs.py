@@ -516,7 +516,7 @@ def test_look_leaves_the_network_as_it_was(tmp_path: Path) -> None:
     [
         ({"maps": ["sum^0.5"]}, r"map function 'sum\^0\.5'; expected sum\^P or max\^P"),
         ({"count": 0}, "count is 0; expected"),
-        ({"images": "nowhere"}, "unknown data set 'nowhere'"),
+        ({"images": "nowhere"}, "images are 'nowhere': no such file or folder"),
         ({"layers": ["lo"]}, "unknown layer"),
         ({"model": 3}, "model is 3; expected a name"),
         ({"images": torch.zeros(1, 3, 8, 8)}, "expected uint8"),
@@ -691,3 +691,27 @@ def test_a_run_of_a_python_object_loads_its_network(tmp_path: Path) -> None:
 def test_an_unknown_tag_of_a_name() -> None:
     with pytest.raises(InputError, match=r"wrn_16_2\.fashion_mnst'; did you mean 'wrn_16_2\.fashion_mnist'"):
         eyeline.create_model("wrn_16_2.fashion_mnst")
+
+
+def test_the_teacher_of_the_package_sees_what_it_was_trained_on(tmp_path: Path) -> None:
+    teacher = eyeline.load("wrn_16_2.fashion_mnist")
+    data = load_data("fashion_mnist_sample")
+    assert teacher.classes == data.classes
+    assert (teacher.preprocess.mean, teacher.preprocess.std) == (data.mean, data.std)
+    assert teacher.preprocess.size == (28, 28)
+    assert data.test is not None
+    with torch.no_grad():
+        logits = teacher(teacher.preprocess(data.test.images[:500]))
+    assert (logits.argmax(1) == data.test.labels[:500]).float().mean() > 0.9
+
+
+def test_look_at_random_weights_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    eyeline.look("wrn_10_1", "fashion_mnist_sample", str(tmp_path / "a.png"), count=1)
+    assert "wrn_10_1 has random weights" in capsys.readouterr().err
+    eyeline.look("wrn_16_2.fashion_mnist", "fashion_mnist_sample", str(tmp_path / "b.png"), count=1)
+    assert "random" not in capsys.readouterr().err
+
+
+def test_look_at_what_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"did you mean 'fashion_mnist'\?: no such file or folder"):
+        eyeline.look("wrn_16_2.fashion_mnist", "fashion_mnis", str(tmp_path / "a.png"))

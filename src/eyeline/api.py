@@ -342,7 +342,8 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     """Rebuild the trained network of a run, in evaluation mode.
 
     Args:
-        folder: of a run of ``train`` or ``distill``.
+        folder: of a run of ``train`` or ``distill``, or the name of a network whose trained weights come with
+            the package (``wrn_16_2.fashion_mnist``).
         model: the network to load the weights into, for a run that was made with a Python object.
 
     Returns:

@@ -18,6 +18,6 @@ def unknown(kind: str, given: object, choices: Iterable[str], *, shown: int = 30
     """Build the error for a name that is not among ``choices``, with the nearest one suggested."""
     names = sorted(choices)
     near = get_close_matches(str(given), names, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ";"
+    hint = f"; did you mean {near[0]!r}?" if near else ""
     listed = ", ".join(names[:shown]) + (", ..." if len(names) > shown else "")
     return InputError(f"unknown {kind} {given!r}{hint} ({listed})")

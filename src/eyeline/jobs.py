@@ -19,6 +19,7 @@ import torch
 import yaml
 from safetensors.torch import save as to_safetensors
 from torch import nn
+from torchvision.datasets import FashionMNIST
 
 from eyeline import models
 from eyeline.api import Run
@@ -275,7 +276,13 @@ def _train_apart(parallel: int | None, plan: Sequence[_Planned], example: nn.Mod
             count = f"{next(finished)} of {len(left)} runs"
             _say(f"{count}: {run.label}, validation {100 * accuracy:.1f} %")
 
-    run_apart(tasks, min(parallel, len(left)), done)
+    try:
+        run_apart(tasks, min(parallel, len(left)), done)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"stopped with {next(finished) - 1} of {len(left)} runs done; the others are kept as they are; "
+            "continue with the same command and --resume"
+        ) from None
 
 
 def remember(recipe: dict[str, Any], settings: Settings) -> Path:
@@ -371,6 +378,11 @@ def look(
 
 
 def load(folder: Path, network: nn.Module | None = None) -> nn.Module:
+    if str(folder) in models.EMBEDDED and network is None:
+        network = models.create_model(str(folder), pretrained=True)
+        network.preprocess = _preprocess(network)  # type: ignore[assignment]
+        network.classes = tuple(FashionMNIST.classes)  # type: ignore[assignment]
+        return network.eval()
     folder = folder.expanduser()
     card = read_json(folder / MODEL, "a finished run of eyeline train or distill")
     try:
@@ -787,7 +799,14 @@ def _any_network(given: Any, pretrained: bool, weights: str | None) -> nn.Module
         raise InputError(f"model is {given!r}; expected a name, a run folder or an nn.Module")
     if _is_run(given):
         return load(Path(given).expanduser())
-    return models.create_model(given, pretrained=pretrained or given in models.EMBEDDED, weights=weights)
+    if given in models.EMBEDDED:
+        pretrained = True
+    network = models.create_model(given, pretrained=pretrained, weights=weights)
+    if not pretrained and weights is None:
+        _say(
+            f"{given} has random weights: give --pretrained, --weights FILE or a run folder for trained ones"
+        )
+    return network
 
 
 def _preprocess(network: nn.Module) -> Preprocess:

@@ -26,6 +26,7 @@ def main() -> None:
         os.dup2(nothing.fileno(), 0)
     os.dup2(2, 1)
     console.quiet = True
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the shell had it ignored
     tasks: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     busy = threading.Event()
     threading.Thread(target=_listen, args=(lines, tasks, busy), daemon=True).start()

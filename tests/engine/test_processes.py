@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -37,6 +36,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "image_size": 12,
         "epochs": 2,
         "batch_size": 20,
+        "workers": 0,
         "accelerator": "cpu",
         "progress": False,
     }
@@ -55,9 +55,10 @@ def students(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("remembers", [False, True])
 def test_several_at_once_are_the_same_runs(tmp_path: Path, study: dict[str, Any], remembers: bool) -> None:
-    memory = {"memory": str(tmp_path / "memory")} if remembers else {}
-    one = eyeline.study(**study, **memory, out=str(tmp_path / "one"), parallel=1)
-    two = eyeline.study(**study, **memory, out=str(tmp_path / "two"), parallel=2)
+    # with a loader that is forked as well
+    memory = {"memory": str(tmp_path / "memory"), "workers": 1} if remembers else {}
+    one = eyeline.study(**{**study, **memory}, out=str(tmp_path / "one"), parallel=1)
+    two = eyeline.study(**{**study, **memory}, out=str(tmp_path / "two"), parallel=2)
     assert len(students(one.folder)) == 3
     assert students(one.folder) == students(two.folder)
     assert one.result["methods"] == two.result["methods"]
@@ -80,7 +81,9 @@ def test_the_error_of_a_run_arrives_and_ends_the_others(tmp_path: Path, study: d
 def test_a_study_that_is_stopped_goes_on(tmp_path: Path, study: dict[str, Any]) -> None:
     # every run would take minutes; each process is asked to stop, as by Ctrl-C in a terminal
     study = {**study, "epochs": 100_000, "checkpoint_every": 1, "parallel": 2, "out": str(tmp_path / "study")}
-    code = f"import eyeline; eyeline.study(**{study!r})"
+    # what a background job inherits ignores the signal
+    handler = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{handler}; import eyeline; eyeline.study(**{study!r})"
     with subprocess.Popen(
         [sys.executable, "-c", code], start_new_session=True, stderr=subprocess.PIPE
     ) as started:
@@ -89,9 +92,8 @@ def test_a_study_that_is_stopped_goes_on(tmp_path: Path, study: dict[str, Any]) 
             time.sleep(0.2)
         started.send_signal(signal.SIGINT)
         _, said = started.communicate(timeout=60)
-    assert b"KeyboardInterrupt" in said
-    with pytest.raises(ProcessLookupError):
-        os.killpg(started.pid, 0)  # no worker is left
+    # all that held the pipe have ended, the workers too
+    assert b"stopped with 0 of 3 runs done" in said
     assert len(list(tmp_path.rglob("last.ckpt*"))) >= 2
 
 

@@ -84,7 +84,10 @@ def run_apart(tasks: Sequence[Mapping[str, Any]], processes: int, done: Callable
     def serve() -> None:
         command = [sys.executable, "-m", "eyeline.worker"]
         pipe = subprocess.PIPE
-        with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment) as worker:
+        # in a session of its own: Ctrl-C in the terminal is for this process, which then ends its input
+        with subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, text=True, env=environment, start_new_session=True
+        ) as worker:
             assert worker.stdin is not None
             assert worker.stdout is not None
             workers.append(worker)

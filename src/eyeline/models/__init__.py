@@ -20,6 +20,8 @@ from eyeline.models import mobilenet, nin, resnet, shufflenet, vgg, wrn  # noqa:
 
 EMBEDDED = {"wrn_16_2.fashion_mnist": {"num_classes": 10, "in_chans": 1}}
 """Networks whose trained weights come with the package."""
+_EMBEDDED_VIEW = {"input_size": (1, 28, 28), "mean": (0.2860,), "std": (0.3530,), "crop_pct": 1.0}
+"""What they were trained on, in timm's terms."""
 
 
 def create_model(
@@ -55,6 +57,7 @@ def create_model(
                     f"{name} was trained with {key}={EMBEDDED[name][key]}; {key}={value} was asked for"
                 )
         model: nn.Module = timm.create_model(name.partition(".")[0], **{**EMBEDDED[name], **options})
+        model.pretrained_cfg = {**model.pretrained_cfg, **_EMBEDDED_VIEW}  # type: ignore[assignment, dict-item]
         if pretrained:
             with resources.as_file(
                 resources.files("eyeline.data") / "assets" / f"{name}.safetensors"

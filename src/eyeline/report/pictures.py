@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -185,15 +186,13 @@ class _Canvas:
         top: float,
     ) -> None:
         self.tall = _CELL * min(max(images.shape[2] / images.shape[3], 0.4), 2.5)
-        left, edge, bottom, inner = _room(labels), 0.06, 0.32, 0.04
-        self.size = (left + sum(widths) * _CELL + edge, top + sum(heights) * self.tall + bottom)
+        left, edge, inner = _room(labels), 0.06, 0.04
+        width = left + sum(widths) * _CELL + edge
+        note = "Each map from its own lowest value (dark) to its highest (bright)."
+        lines = textwrap.wrap(note, max(20, int((width - left) / 0.055)))
+        self.size = (width, top + sum(heights) * self.tall + 0.2 + 0.12 * len(lines))
         self.figure = Figure(figsize=self.size)
-        self.text(
-            left + inner / 2,
-            0.1,
-            "Each map from its own lowest value (dark) to its highest (bright).",
-            size=7.5,
-        )
+        self.text(left + inner / 2, 0.1, "\n".join(lines), size=7.5, va="bottom")
         self.x = [left + _CELL * sum(widths[:i]) for i in range(len(widths) + 1)]
         self.y = [self.size[1] - top - self.tall * sum(heights[:i]) for i in range(len(heights) + 1)]
         self.inner = inner
