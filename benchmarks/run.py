@@ -36,6 +36,7 @@ SECTIONS = (
     "start",
     "study",
     "scaling",
+    "stacked",
     "allocator",
 )
 DEFAULT = SECTIONS[:-1]
@@ -119,6 +120,12 @@ def measure(section: str, quick: bool, device: str) -> Iterator[Result]:
             }
             pair = small_pair if quick else ("wrn_16_2", "wrn_16_1")
             yield from measure_scaling(pair, sizes, batch, side, rounds=size(5, 2), device=device)
+        case "stacked":
+            from stacked import measure_stacked
+
+            for few in size((8, 32, 128), (4,)):
+                name = "wrn_10_1" if quick else "wrn_16_1"
+                yield measure_stacked(name, few, side, rounds=size(7, 2), device=device)
         case "allocator":
             from allocator import measure_allocator
 

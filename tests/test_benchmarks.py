@@ -29,6 +29,7 @@ SECTIONS = {
     "engine": 1,
     "study": 2,  # and filling the memory
     "scaling": 4,
+    "stacked": 1,
 }
 
 
