@@ -380,9 +380,7 @@ def look(
 def load(folder: Path, network: nn.Module | None = None) -> nn.Module:
     if str(folder) in models.EMBEDDED and network is None:
         network = models.create_model(str(folder), pretrained=True)
-        network.preprocess = _preprocess(network)  # type: ignore[assignment]
-        network.classes = tuple(FashionMNIST.classes)  # type: ignore[assignment]
-        return network.eval()
+        return _with_view(network, _preprocess(network), tuple(FashionMNIST.classes))
     folder = folder.expanduser()
     card = read_json(folder / MODEL, "a finished run of eyeline train or distill")
     try:
@@ -403,8 +401,13 @@ def load(folder: Path, network: nn.Module | None = None) -> nn.Module:
     if not isinstance(network, nn.Module):
         raise InputError(f"model is {network!r}; expected a network, as MyNet(), not the class")
     models.load_weights(network, weights)
-    network.preprocess = preprocess  # type: ignore[assignment]
-    network.classes = classes  # type: ignore[assignment]
+    return _with_view(network, preprocess, classes)
+
+
+def _with_view(network: nn.Module, preprocess: Preprocess, classes: tuple[str, ...]) -> nn.Module:
+    """In evaluation mode, with what its input is made by and what its outputs are called."""
+    # plain attributes: torch declares only tensors and modules
+    vars(network).update(preprocess=preprocess, classes=classes)
     return network.eval()
 
 

@@ -56,8 +56,9 @@ def create_model(
                 raise InputError(
                     f"{name} was trained with {key}={EMBEDDED[name][key]}; {key}={value} was asked for"
                 )
-        model: nn.Module = timm.create_model(name.partition(".")[0], **{**EMBEDDED[name], **options})
-        model.pretrained_cfg = {**model.pretrained_cfg, **_EMBEDDED_VIEW}  # type: ignore[assignment, dict-item]
+        model: nn.Module = timm.create_model(
+            name.partition(".")[0], pretrained_cfg_overlay=_EMBEDDED_VIEW, **{**EMBEDDED[name], **options}
+        )
         if pretrained:
             with resources.as_file(
                 resources.files("eyeline.data") / "assets" / f"{name}.safetensors"
