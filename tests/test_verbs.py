@@ -516,7 +516,7 @@ def test_look_leaves_the_network_as_it_was(tmp_path: Path) -> None:
     [
         ({"maps": ["sum^0.5"]}, r"map function 'sum\^0\.5'; expected sum\^P or max\^P"),
         ({"count": 0}, "count is 0; expected"),
-        ({"images": "nowhere"}, "images are 'nowhere': no such file or folder"),
+        ({"images": "nowhere"}, "unknown image file, folder of images or data set 'nowhere'"),
         ({"layers": ["lo"]}, "unknown layer"),
         ({"model": 3}, "model is 3; expected a name"),
         ({"images": torch.zeros(1, 3, 8, 8)}, "expected uint8"),
@@ -713,5 +713,5 @@ def test_look_at_random_weights_says_so(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_look_at_what_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"did you mean 'fashion_mnist'\?: no such file or folder"):
+    with pytest.raises(InputError, match=r"image file, folder .*; did you mean 'fashion_mnist'"):
         eyeline.look("wrn_16_2.fashion_mnist", "fashion_mnis", str(tmp_path / "a.png"))

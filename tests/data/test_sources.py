@@ -650,7 +650,7 @@ def test_read_images(birds: Path, sample: ImageData) -> None:
         read_images(birds / "owl", colour, 3)
     with pytest.raises(InputError, match="birds has no images"):
         read_images(birds, colour, 3)
-    with pytest.raises(InputError, match=r"images are 'owl\.png'"):
+    with pytest.raises(InputError, match=r"folder of images or data set 'owl\.png'"):
         read_images("owl.png", colour, 3)
 
 

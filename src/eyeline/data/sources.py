@@ -11,7 +11,6 @@ import os
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -252,12 +251,7 @@ def read_images(images: Any, preprocess: Preprocess, count: int) -> Tensor:
         return read_images([decode(file) for file in files[:count]], preprocess, count)
     named = os.fspath(images) if isinstance(images, str | os.PathLike) else ""
     if named and named not in NAMES and not named.startswith("folder:"):
-        near = get_close_matches(named, NAMES, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise InputError(
-            f"images are {named!r}{hint}: no such file or folder; expected an image, a folder of images or a "
-            f"data set ({', '.join(NAMES)})"
-        )
+        raise unknown("image file, folder of images or data set", named, NAMES)
     data = load_data(images)
     split = data.test or data.validation
     chosen = split.subset(balanced_subset(split.labels, count, seed=0))
