@@ -36,7 +36,7 @@ def measure_stacked(student: str, batch: int, side: int, rounds: int, device: st
 
     stackable = [_without_statistics(network) for network in networks]
     skeleton = copy.deepcopy(stackable[0]).to("meta")
-    weights, buffers = stack_module_state(stackable)  # type: ignore[arg-type]
+    weights, buffers = stack_module_state(stackable)
     weights = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
     optimizer = make_optimizer(settings, list(weights.values()))
 

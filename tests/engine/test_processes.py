@@ -71,11 +71,11 @@ def test_several_at_once_are_the_same_runs(tmp_path: Path, study: dict[str, Any]
 
 
 def test_the_error_of_a_run_arrives_and_ends_the_others(tmp_path: Path, study: dict[str, Any]) -> None:
-    study = {**study, "methods": ["kd"], "epochs": 4000, "learning_rate": 1e9, "seeds": 2}
-    began = time.monotonic()
+    # the student alone would train for hours beside the one that fails at its first step
+    study = {**study, "methods": {"at": {"at": {"weight": 1e38}}}, "epochs": 1_000_000}
     with pytest.raises(TrainingStopped, match="step"):
         eyeline.study(**study, out=str(tmp_path / "study"), parallel=2)
-    assert time.monotonic() - began < 120, "the other run went on to its end"
+    assert not list(tmp_path.rglob("result.json"))
 
 
 def test_a_study_that_is_stopped_goes_on(tmp_path: Path, study: dict[str, Any]) -> None:

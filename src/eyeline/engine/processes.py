@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 
-import eyeline
 from eyeline.errors import InputError, TrainingStopped
 
 START_UP = 6.0
@@ -76,9 +75,7 @@ def run_apart(tasks: Sequence[Mapping[str, Any]], processes: int, done: Callable
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // processes)),
-        "PYTHONPATH": os.pathsep.join(
-            [str(Path(eyeline.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-        ),
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]),
     }
 
     def serve() -> None:
