@@ -35,6 +35,7 @@ SECTIONS = (
     "engine",
     "start",
     "study",
+    "parallel",
     "scaling",
     "stacked",
     "allocator",
@@ -55,7 +56,7 @@ def measure(section: str, quick: bool, device: str) -> Iterator[Result]:
     match section:
         case "step":
             for pair in pairs:
-                yield measure_step(pair, batch, side, rounds=size(15, 2), device=device, compiled=not quick)
+                yield measure_step(pair, batch, side, rounds=size(9, 2), device=device, compiled=not quick)
         case "convolutions":
             from convolutions import measure_convolutions
 
@@ -67,7 +68,7 @@ def measure(section: str, quick: bool, device: str) -> Iterator[Result]:
 
             for *names, batch, side in ((*small_pair, 4, 16),) if quick else SIZED_PAIRS:
                 pair = (names[0], names[1])
-                yield measure_remembered(pair, batch, side, size(15, 2), device, compiled=not quick)
+                yield measure_remembered(pair, batch, side, size(9, 2), device, compiled=not quick)
         case "methods":
             from methods import measure_methods
 
@@ -109,6 +110,10 @@ def measure(section: str, quick: bool, device: str) -> Iterator[Result]:
             from study import measure_studies
 
             yield from measure_studies(quick, device)
+        case "parallel":
+            from study import measure_parallel
+
+            yield measure_parallel(size(16, 1), size(1000, 40), size(4, 2), size(5, 1), device)
         case "scaling":
             from scaling import measure_scaling
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from eyeline.attention import attention_map
 from eyeline.distiller import Distiller
-from eyeline.engine.compiling import compile_networks
+from eyeline.engine.compiling import Part, compile_networks, losses_part, teacher_part
 from eyeline.engine.trainer import Device, make_optimizer
 from eyeline.layers import find_layers, pair_layers
 from eyeline.losses.attention_transfer import map_distance
@@ -57,8 +57,9 @@ class Setup:
 
 
 def steps_a_figure(device: str) -> int:
-    """How many steps a figure is the mean of; one step on a GPU would be the wait for the host."""
-    return 10 if device == "cuda" else 1
+    """How many steps a figure is the mean of: in training they follow one another, and find caches that the
+    last one filled; one step on a GPU would be the wait for the host."""
+    return 10 if device == "cuda" else 3
 
 
 def measure_step(
@@ -67,10 +68,7 @@ def measure_step(
     """The training step of one pair of networks; ``compiled``: also compiled as the engine does it."""
     shape = (*pair, batch, side, device)
     ours = Worker(our_steps, *shape, compiled, keep=True, device=device, repeat=steps_a_figure(device))
-    others = Worker(other_steps, *shape, METHODS, device=device, repeat=steps_a_figure(device))
-    samples = interleave({**ours.variants(), **others.variants()}, rounds, warmup=2)
-    ours.close()
-    others.close()
+    samples = interleave_steps([ours, *other_workers(*shape)], rounds)
     result = Result(f"Training step, {' -> '.join(pair)}, {side} x {side}, batch {batch}", "s", samples)
     for method in METHODS:
         for own in (f"{method} eyeline", f"{method} compiled"):
@@ -79,7 +77,7 @@ def measure_step(
                 result.ratio(own, f"{method} {other}", label=other)
     result.notes = [
         f"eyeline and the floor: {precision(device)}, channels_last, freed memory kept, as its engine does; "
-        "compiled: as the engine does in a long run, on a CPU the teacher alone, on a GPU both networks",
+        "compiled: as the engine does in a long run, on a CPU all but the student",
         *notes_on_others(device),
         "floor: student alone (cross entropy, backward, SGD) + teacher alone (forward), eager",
     ]
@@ -92,9 +90,10 @@ def precision(device: str) -> str:
 
 
 def notes_on_others(device: str) -> list[str]:
-    """How the steps of :func:`other_steps` run."""
+    """How the steps of :func:`other_workers` run."""
     return [
-        "plain and torchdistill: float32, contiguous, in a process that allocates as it likes",
+        "plain and torchdistill: float32, contiguous, each step in a process of its own that allocates as it "
+        "likes",
         f"torchdistill*: the same in {precision(device)}, channels_last"
         if has_torchdistill()
         else "torchdistill is not installed (pip install --group benchmark): left out",
@@ -114,18 +113,33 @@ def our_steps(
     return variants
 
 
-def other_steps(
-    teacher: str, student: str, batch: int, side: int, device: str, methods: Sequence[str]
+def other_workers(teacher: str, student: str, batch: int, side: int, device: str) -> list[Worker]:
+    """The same work by others: a process a step, as what ran there before would change how it allocates."""
+    kinds = ("plain", "torchdistill", "torchdistill*")[: 3 if has_torchdistill() else 1]
+    shape, repeat = (teacher, student, batch, side, device), steps_a_figure(device)
+    return [
+        Worker(_other_step, *shape, method, kind, device=device, repeat=repeat)
+        for method in METHODS
+        for kind in kinds
+    ]
+
+
+def _other_step(
+    teacher: str, student: str, batch: int, side: int, device: str, method: str, kind: str
 ) -> dict[str, Variant]:
-    """The same work by others."""
     setup = Setup(teacher, student, batch, side, device)
-    variants = {}
-    for method in methods:
-        variants[f"{method} plain"] = plain_step(setup, method)
-        if has_torchdistill():
-            variants[f"{method} torchdistill"] = torchdistill_step(setup, method, eyelines_format=False)
-            variants[f"{method} torchdistill*"] = torchdistill_step(setup, method, eyelines_format=True)
-    return variants
+    if kind == "plain":
+        return {f"{method} plain": plain_step(setup, method)}
+    return {f"{method} {kind}": torchdistill_step(setup, method, eyelines_format=kind.endswith("*"))}
+
+
+def interleave_steps(workers: Sequence[Worker], rounds: int) -> dict[str, list[float]]:
+    """The samples of all variants of the workers, which end then."""
+    variants = {name: step for worker in workers for name, step in worker.variants().items()}
+    samples = interleave(variants, rounds, warmup=1)
+    for worker in workers:
+        worker.close()
+    return samples
 
 
 def student_alone(setup: Setup, compiled: bool = False) -> Variant:
@@ -133,7 +147,7 @@ def student_alone(setup: Setup, compiled: bool = False) -> Variant:
     student, _ = setup.networks(eyelines_format=True)
     optimizer = make_optimizer(setup.settings, list(student.parameters()))
     if compiled:
-        _compile(setup, student, None, lambda size: None)
+        _compile(setup, student)
 
     def step() -> None:
         with setup.device.autocast():
@@ -152,7 +166,7 @@ def teacher_alone(setup: Setup, compiled: bool = False) -> Variant:
             teacher(setup.images_last[:size])
 
     if compiled:
-        _compile(setup, None, teacher, ask)
+        _compile(setup, None, teacher_part(teacher, ask, 1))
     return lambda: ask(len(setup.images))
 
 
@@ -169,18 +183,16 @@ def eyeline_distiller(
             distiller.target(setup.images_last[:size], setup.labels[:size])
 
     if compiled:
-        _compile(setup, distiller.student, distiller.teacher, ask)
+        some = lambda size: setup.images_last[:size]  # noqa: E731
+        losses = losses_part(distiller, some, setup.device.autocast, 1)
+        _compile(setup, distiller.student, teacher_part(distiller.teacher, ask, 1), losses)
     return distiller, optimizer
 
 
-def _compile(
-    setup: Setup, student: nn.Module | None, teacher: nn.Module | None, ask: Callable[[int], object]
-) -> None:
-    """As the engine's ``compile=auto`` does in a long run: on a CPU the teacher alone."""
+def _compile(setup: Setup, student: nn.Module | None, *parts: Part) -> None:
+    """As the engine's ``compile=auto`` does in a long run: on a CPU all but the student."""
     device = setup.images.device
-    compile_networks(
-        student if device.type == "cuda" else None, teacher, "on", device, ask, [len(setup.images)], steps=1
-    )
+    compile_networks(student if device.type == "cuda" else None, parts, "on", device, [len(setup.images)])
 
 
 def eyeline_step(

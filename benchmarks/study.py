@@ -160,3 +160,43 @@ def measure_studies(quick: bool, device: str) -> Iterator[Result]:
     for pair in PAIRS:
         yield measure_study(pair, images=1280, side=32, epochs=3, seeds=5, rounds=3, device=device)
         yield measure_filling(pair, images=12800, side=32, rounds=5, device=device)
+
+
+def measure_parallel(epochs: int, images: int, runs: int, rounds: int, device: str) -> Result:
+    """Wall clock of a study whose runs are trained at once, over one after the other."""
+    console.quiet = True
+
+    def study(parallel: int) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            began = time.perf_counter()
+            eyeline.study(
+                "wrn_16_1",
+                "wrn_16_2.fashion_mnist",
+                "fashion_mnist_sample",
+                f"{folder}/study",
+                methods=["at"],
+                memory=f"{folder}/memory",
+                seeds=runs // 2,
+                parallel=parallel,
+                train_size=images,
+                epochs=epochs,
+                batch_size=32,
+                validate_every=epochs,
+                accelerator=device,
+                progress=False,
+            )
+            return time.perf_counter() - began
+
+    variants: dict[str, Variant] = {
+        "two at once": lambda: study(2),
+        "one after the other": lambda: study(1),
+    }
+    samples = interleave(variants, rounds, warmup=0)
+    result = Result(f"A study of {runs} runs, WRN-16-1, batch 32", "s", samples)
+    result.ratio("two at once", "one after the other")
+    result.notes = [
+        f"{runs // 2} seeds of the student alone and AT, {epochs} epochs of {images} images; teacher "
+        "WRN-16-2, remembered; from the call to its end, the start of the processes included",
+        "by itself a study measures which is faster; here both are asked for",
+    ]
+    return result

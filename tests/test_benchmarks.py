@@ -16,7 +16,7 @@ from PIL import Image
 from eyeline.losses import LOSSES
 
 ROOT = Path(__file__).parent.parent
-# section -> its results; "start" runs cold processes: too slow for a test
+# section -> its results; "start" and "parallel" run cold processes: too slow for a test
 SECTIONS = {
     "step": 1,
     "convolutions": 1,

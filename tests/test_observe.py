@@ -63,8 +63,17 @@ def test_named_layers_come_in_the_order_given(net: Plain) -> None:
     assert Observer(net, ())(x).features == ()
 
 
+def test_leaving_a_with_takes_the_hooks_off(net: Plain) -> None:
+    with Observer(net, ["stage1"]) as observer:
+        assert observer(torch.randn(1, 3, 16, 16)).features[0].ndim == 4
+        assert hook_count(net) == 1
+    assert hook_count(net) == 0
+
+
 def test_unknown_layer_names_the_nearest(net: Plain) -> None:
-    with pytest.raises(InputError, match="unknown layer of Plain 'stage_2'; did you mean 'stage2'"):
+    # not every module that there is
+    said = r"unknown layer of Plain 'stage_2'; did you mean 'stage2'\? \(stage1, stage2, stage3, \.\.\.\)"
+    with pytest.raises(InputError, match=said):
         Observer(net, ["stage_2"])
     with pytest.raises(
         InputError, match=r"'fc' of Plain answers a tensor of shape \[N, 5\]; expected one tensor"

@@ -480,14 +480,14 @@ def test_the_demo_has_a_memory_in_its_study(tmp_path: Path, monkeypatch: Any, fu
 # --- look ---------------------------------------------------------------------------------------------------
 
 
-def test_look(tmp_path: Path, teacher: Path, monkeypatch: Any) -> None:
+def test_look(tmp_path: Path, teacher: Path, monkeypatch: Any, capsys: Any) -> None:
     (tmp_path / "images").mkdir()
     for i in range(3):
         pixels = np.random.RandomState(i).randint(0, 255, (50, 40, 3)).astype(np.uint8)
         Image.fromarray(pixels).save(tmp_path / "images" / f"{i}.png")
     tensor = torch.randint(0, 255, (3, 1, 28, 28), dtype=torch.uint8)
     sources = ["fashion_mnist_sample", str(tmp_path / "images"), str(tmp_path / "images" / "1.png"), tensor]
-    heights = []
+    areas = []
     for number, images in enumerate(sources):
         out = eyeline.look(
             str(teacher), images, str(tmp_path / "new" / f"{number}.png"), count=2, maps=["sum^2"]
@@ -495,11 +495,16 @@ def test_look(tmp_path: Path, teacher: Path, monkeypatch: Any) -> None:
         picture = Image.open(out)
         assert picture.format == "PNG"
         assert len(np.unique(np.asarray(picture))) > 50
-        heights.append(picture.height)
-    assert heights[0] == heights[1] == heights[3] > heights[2]  # two images, one
+        areas.append(picture.width * picture.height)
+    assert areas[0] == areas[1] == areas[3] > areas[2]  # two images, one
     monkeypatch.chdir(tmp_path)
     assert main(["look", str(teacher), "images", "--maps", "sum^1,max^4", "--layers", "group2"]) == 0
     assert Image.open("look.png").format == "PNG"
+    (tmp_path / "images" / "0.png").write_bytes(b"no picture")
+    assert main(["look", str(teacher), "images"]) == 2
+    assert "0.png cannot be read" in capsys.readouterr().err
+    assert main(["look", str(teacher), "images", "--skip_bad_images"]) == 0
+    assert "1 unreadable image left out: images/0.png" in capsys.readouterr().err
 
 
 def test_look_leaves_the_network_as_it_was(tmp_path: Path) -> None:

@@ -268,6 +268,7 @@ def look(
     count: int = 4,
     pretrained: bool = False,
     weights: str | None = None,
+    skip_bad_images: bool = False,
 ) -> Path:
     """Draw where a network looks: attention maps by layer and map function, in one picture.
 
@@ -280,6 +281,7 @@ def look(
         count: how many images, at most
         pretrained: load the published weights of a model given by name
         weights: checkpoint of a model given by name (safetensors)
+        skip_bad_images: leave out unreadable images of a folder, and name them
 
     Returns:
         The path of the picture.
@@ -289,7 +291,7 @@ def look(
     """
     from eyeline import jobs
 
-    return jobs.look(model, images, Path(out), layers, maps, count, pretrained, weights)
+    return jobs.look(model, images, Path(out), layers, maps, count, pretrained, weights, skip_bad_images)
 
 
 def report(folder: str | Path, out: str | None = None) -> Path:

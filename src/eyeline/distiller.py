@@ -126,10 +126,16 @@ class Distiller(nn.Module):
         return [(student.name, teacher.name) for student, teacher in both]
 
     def close(self) -> None:
-        """Take the hooks off both networks."""
+        """Take the hooks off both networks; leaving a ``with`` does it too."""
         self.observe_student.close()
         if self.observe_teacher is not None:
             self.observe_teacher.close()
+
+    def __enter__(self) -> Distiller:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def set_progress(self, epoch: int, epochs: int, learning_rate_factor: float = 1.0) -> None:
         """Tell the schedules of the weights where training is: ``epoch`` (from 0) of ``epochs``."""

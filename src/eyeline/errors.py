@@ -14,10 +14,16 @@ class TrainingStopped(RuntimeError):
     """Training cannot go on: a loss is not finite, or the disk is full. The last good checkpoint is kept."""
 
 
-def unknown(kind: str, given: object, choices: Iterable[str], *, shown: int = 30) -> InputError:
-    """Build the error for a name that is not among ``choices``, with the nearest one suggested."""
+def unknown(
+    kind: str, given: object, choices: Iterable[str], *, listed: Iterable[str] | None = None
+) -> InputError:
+    """Build the error for a name that is not among ``choices``, with the nearest one suggested.
+
+    ``listed``: those worth showing, where there are very many; by default the first 30 in order.
+    """
     names = sorted(choices)
     near = get_close_matches(str(given), names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    listed = ", ".join(names[:shown]) + (", ..." if len(names) > shown else "")
-    return InputError(f"unknown {kind} {given!r}{hint} ({listed})")
+    shown = names[:30] if listed is None else list(listed)
+    listing = ", ".join([*shown, *(["..."] if len(names) > len(shown) else [])])
+    return InputError(f"unknown {kind} {given!r}{hint} ({listing})")

@@ -15,12 +15,8 @@ from eyeline.errors import InputError, TrainingStopped
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write beside its place; then it is renamed: the file is always whole, old or new.
-
-    Raises:
-        TrainingStopped: the disk is full, or the folder cannot be written; the earlier file is kept.
-    """
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write beside its place; then it is renamed: the file is always whole, old or new."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with temporary.open("wb") as file:
@@ -28,11 +24,23 @@ def writing(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())  # or a power cut could leave the new name with no content
         os.replace(temporary, path)
-    except BaseException as error:
+    except BaseException:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        if not isinstance(error, OSError):
-            raise
+        raise
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """A file of a run, as in :func:`replacing`.
+
+    Raises:
+        TrainingStopped: the disk is full, or the folder cannot be written; the earlier file is kept.
+    """
+    try:
+        with replacing(path) as file:
+            yield file
+    except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         earlier = f"the earlier {path.name} is kept" if path.exists() else "nothing was written"
         raise TrainingStopped(

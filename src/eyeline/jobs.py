@@ -9,7 +9,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -98,7 +98,7 @@ def distill(
     parts = [_shown(recipe["student"]), method_name(method), data.name, f"seed-{settings.seed}"]
     path = _out(out, "distill", parts)
     # every mistake shows before a folder is made
-    with closing(_check(student, teacher, method, recipe["layers"], data, settings)) as distiller:
+    with _check(student, teacher, method, recipe["layers"], data, settings) as distiller:
         memory, settings = _memory([distiller], data, settings, path, overwrite)
     recipe = {**recipe, "method": method}
     folder = _folder(path, "distill", settings, recipe, resume, overwrite)
@@ -140,7 +140,7 @@ def study(
     _keep(path, overwrite, student, recipe["teacher"])
     with ExitStack() as stack:
         distillers = [
-            stack.enter_context(closing(_check(example, teacher, method, recipe["layers"], data, settings)))
+            stack.enter_context(_check(example, teacher, method, recipe["layers"], data, settings))
             for method in methods.values()
         ]
         memory, settings = _memory(distillers, data, settings, path, overwrite)
@@ -150,12 +150,12 @@ def study(
         if memory is not None and not done and Device.of(settings).fabric.world_size == 1:
             fill(memory, distillers, data, settings)  # one forward pass a view for all methods and seeds
     plan: list[_Planned] = []
-    for number, seed in enumerate(seeds):
+    for number, seed in enumerate(seeds, 1):
         for name, method in methods.items():
             arguments = {k: recipe[k] for k in ("student", "teacher", "data", "layers", "teacher_weights")}
             arguments |= {"method": method, "student_weights": None}
             place = path / _file_name(name) / f"seed-{seed}"
-            label = f"{name}, seed {number + 1} of {len(seeds)}"
+            label = f"{name}, seed {seed} ({number}/{len(seeds)})"
             seeded = dataclasses.replace(settings, seed=seed)
             plan.append(_Planned(name, label, place, arguments, seeded))
     if Device.of(settings).fabric.world_size == 1:
@@ -292,7 +292,7 @@ def remember(recipe: dict[str, Any], settings: Settings) -> Path:
     example = _network(recipe["student"], data, settings)
     with ExitStack() as stack:
         distillers = [
-            stack.enter_context(closing(_check(example, teacher, method, recipe["layers"], data, settings)))
+            stack.enter_context(_check(example, teacher, method, recipe["layers"], data, settings))
             for method in methods.values()
         ]
         memory, settings = _memory(distillers, data, settings)
@@ -341,6 +341,7 @@ def look(
     count: int,
     pretrained: bool,
     weights: str | None,
+    skip_bad_images: bool,
 ) -> Path:
     from eyeline.attention import attention_map
     from eyeline.data.sources import read_images
@@ -355,15 +356,20 @@ def look(
     if isinstance(images, torch.Tensor):
         pixels, batch = images[:count].cpu(), preprocess(images[:count].cpu())
     else:
-        pixels = read_images(images, preprocess, count)
+        pixels, bad = read_images(images, preprocess, count, skip_bad_images)
         batch = preprocess(pixels)
+        if bad:
+            _say(
+                f"{len(bad)} unreadable image{'s' * (len(bad) > 1)} left out: {', '.join(map(str, bad[:3]))}"
+                f"{', ...' * (len(bad) > 3)}"
+            )
     first = next(network.parameters(), torch.empty(0))
-    observer = Observer(network, layers, tuple(batch.shape[1:]))  # type: ignore[arg-type]
-    try:
-        with torch.no_grad(), evaluation_mode(network):
-            features = observer(batch.to(first.device)).features
-    finally:
-        observer.close()
+    with (
+        Observer(network, layers, tuple(batch.shape[1:])) as observer,  # type: ignore[arg-type]
+        torch.no_grad(),
+        evaluation_mode(network),
+    ):
+        features = observer(batch.to(first.device)).features
     drawn = {
         layer.name: {
             name: attention_map(feature, exponent, reduce).cpu()  # type: ignore[arg-type]
@@ -668,11 +674,8 @@ def _check(
         # seeded, as in the run itself
         return _seeded(settings.seed, lambda: Distiller(network, teacher.network, method, layers, shape))
 
-    trial = make(copy.deepcopy(student))
-    try:
+    with make(copy.deepcopy(student)) as trial:
         _try_step(trial, shape, len(data.classes))
-    finally:
-        trial.close()
     distiller = make(student)
     if distiller.objective.needs("logits", of_teacher=True):
         answered = probe_output(teacher.network, _image_shape(data, settings))
@@ -992,9 +995,7 @@ def _draw_attention(
         networks[display_name(entry["method"])] = (load(path / entry["runs"][0]["run"], make()), ours)
     maps = {}
     for name, (network, names) in networks.items():
-        observer = Observer(network.eval(), names, shape)
-        with torch.no_grad():
+        with Observer(network.eval(), names, shape) as observer, torch.no_grad():
             maps[name] = [attention_map(feature) for feature in observer(view(pixels)).features]
-        observer.close()
     rows = [data.classes[int(split.labels[i])] for i in chosen]
     save_figure(attention_grid(pixels, maps, rows), path / "attention.png")

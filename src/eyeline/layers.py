@@ -98,7 +98,11 @@ def named_layers(
     existing = [name for name, _ in model.named_modules() if name]
     for name in names:
         if name not in existing:
-            raise unknown(f"layer of {type(model).__name__}", name, existing)
+            try:
+                found = [layer.name for layer in find_layers(model, input_shape)]
+            except InputError:
+                found = None
+            raise unknown(f"layer of {type(model).__name__}", name, existing, listed=found)
     if len(set(names)) < len(names):
         raise InputError(f"layers {list(names)} name one layer twice")
     calls = {c.name: c for c in _probe(model, input_shape)}

@@ -160,6 +160,12 @@ class Observer:
         return tensor
 
     def close(self) -> None:
-        """Take the hooks off the model."""
+        """Take the hooks off the model; leaving a ``with`` does it too."""
         for handle in self._handles:
             handle.remove()
+
+    def __enter__(self) -> Observer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -90,7 +90,8 @@ class Settings:
     )
     compile: Literal["auto", "on", "off"] = _setting(
         "auto",
-        "on: torch.compile of both networks; auto: on a GPU, and on a CPU the teacher where a long run gains",
+        "on: torch.compile of networks and losses; auto: on a GPU; on a CPU teacher and losses, where a long "
+        "run gains",
     )
 
     # the run

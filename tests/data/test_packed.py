@@ -198,7 +198,7 @@ def test_progress_is_shown(birds: Path, tmp_path: Path, capsys: Any) -> None:
     eyeline.train(Colour(), f"folder:{birds}", str(tmp_path / "run"), packed=str(tmp_path / "p"), **options)
     shown = capsys.readouterr().err
     assert "packed: 48 images with a shorter side of at most 18 take " in shown
-    assert re.search(r"packing  image 48/48  \S+ images/s", shown)
+    assert re.search(r"packing  100 %  image 48/48  \S+ images/s", shown)
 
 
 def test_another_process_maps_the_file_by_itself(birds: Path, tmp_path: Path) -> None:

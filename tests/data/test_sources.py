@@ -9,6 +9,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import numpy as np
 import pytest
@@ -637,17 +638,32 @@ def test_a_dataset_over_the_memory_limit_is_refused_at_its_first_image() -> None
 
 def test_read_images(birds: Path, sample: ImageData) -> None:
     colour, grey = Preprocess(3, (6, 8), (0.0,) * 3, (1.0,) * 3), Preprocess(1, (28, 28), (0.0,), (1.0,))
-    owls = [np.asarray(Image.open(birds / "owl" / f"00{i}.png")).transpose(2, 0, 1) for i in range(3)]
-    assert (read_images(birds / "owl", colour, 3).numpy() == np.stack(owls)).all()
-    assert (read_images(str(birds / "owl" / "001.png"), colour, 3).numpy() == owls[1][None]).all()
-    assert (read_images(Image.open(birds / "owl" / "002.png"), colour, 3).numpy() == owls[2][None]).all()
-    assert read_images(f"folder:{birds}", colour, 5).shape == (5, 3, 6, 8)
-    shown = read_images("fashion_mnist_sample", grey, 10)
+
+    def read(images: Any, view: Preprocess, count: int) -> torch.Tensor:
+        pixels, bad = read_images(images, view, count)
+        assert bad == []
+        return pixels
+
+    owls = [np.asarray(Image.open(birds / "owl" / f"00{i}.png")).transpose(2, 0, 1) for i in range(4)]
+    assert (read(birds / "owl", colour, 3).numpy() == np.stack(owls[:3])).all()
+    assert (read(str(birds / "owl" / "001.png"), colour, 3).numpy() == owls[1][None]).all()
+    assert (read(Image.open(birds / "owl" / "002.png"), colour, 3).numpy() == owls[2][None]).all()
+    assert read(f"folder:{birds}", colour, 5).shape == (5, 3, 6, 8)
+    shown = read("fashion_mnist_sample", grey, 10)
     assert shown.shape == (10, 1, 28, 28)
     assert {image.numpy().tobytes() for image in shown} <= keys(sample.test)
-    (birds / "owl" / "000.png").write_bytes(b"")
-    with pytest.raises(InputError, match=r"000\.png cannot be read"):
+
+    broken = birds / "owl" / "000.png"
+    broken.write_bytes(broken.read_bytes()[:100])
+    with pytest.raises(InputError, match=r"000\.png cannot be read: .*; --skip_bad_images leaves such files"):
         read_images(birds / "owl", colour, 3)
+    pixels, bad = read_images(birds / "owl", colour, 3, skip_bad_images=True)
+    assert (pixels.numpy() == np.stack(owls[1:])).all()
+    assert bad == [broken]
+    with pytest.raises(InputError, match=r"000\.png cannot be read: [^;]*$"):  # nothing would be left
+        read_images(broken, colour, 3)
+    with pytest.raises(InputError, match=r"none of 1 image files in .*owl can be read"):
+        read_images(broken, colour, 3, skip_bad_images=True)
     with pytest.raises(InputError, match="birds has no images"):
         read_images(birds, colour, 3)
     with pytest.raises(InputError, match=r"folder of images or data set 'owl\.png'"):

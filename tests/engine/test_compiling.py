@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import copy
-from contextlib import ExitStack
+import dataclasses
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 from eyeline.distiller import Distiller
 from eyeline.engine import compiling
-from eyeline.engine.compiling import compile_networks, restored
+from eyeline.engine.compiling import Part, compile_networks, losses_part, restored, teacher_part
 from networks import Smooth
 
 CPU = torch.device("cpu")
 
 
 class Clock:
-    """Each question to the teacher takes a second; once it is compiled, as long as it is told to."""
+    """Each question to a module takes a second; once it is compiled, as long as it is told to."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, teacher: nn.Module, compiled: float) -> None:
-        self.now, self.teacher, self.compiled, self.asked = 0.0, teacher, compiled, 0
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, compiled: float) -> None:
+        self.now, self.compiled, self.asked = 0.0, compiled, 0
         monkeypatch.setattr(compiling.time, "perf_counter", lambda: self.now)
         monkeypatch.setattr(
             nn.Module,
@@ -31,106 +33,137 @@ class Clock:
             lambda module, **options: setattr(module, "_compiled_call_impl", module._call_impl),
         )
 
-    def ask(self, size: int) -> None:
-        self.asked += 1
-        self.now += self.compiled if self.teacher._compiled_call_impl is not None else 1.0
+    def teacher(self, steps: int, module: nn.Module | None = None) -> Part:
+        teacher = module or Smooth()
+
+        def ask(size: int) -> None:
+            self.asked += 1
+            self.now += self.compiled if teacher._compiled_call_impl is not None else 1.0
+
+        return teacher_part(teacher, ask, steps)
+
+    def losses(self, steps: int) -> Part:
+        return dataclasses.replace(self.teacher(steps), name="losses", long=60.0)
 
 
 @pytest.mark.parametrize(
     ("steps", "compiled", "kept", "said"),
     [
         (599, 0.5, False, ""),
-        (600, 0.5, True, "takes 0.50 of its time, which saves 5 minutes of this run"),
-        (6000, 0.9, True, "takes 0.90 of its time, which saves 10 minutes of this run"),
-        (6000, 1.0, False, "takes 1.00 of its time: runs as it is"),
-        (6000, 2.0, False, "takes 2.00 of its time: runs as it is"),
+        (600, 0.5, True, "teacher compiled in 1 s, 0.50 of the time: saves 5 minutes of this run"),
+        (6000, 0.9, True, "0.90 of the time: saves 10 minutes of this run"),
+        (6000, 1.0, False, "teacher compiled takes 1.00 of the time, as it is then"),
+        (6000, 2.0, False, "teacher compiled takes 2.00 of the time, as it is then"),
         (0, 0.5, False, ""),
     ],
 )
 def test_auto_compiles_a_teacher_that_gains_in_a_long_run(
     steps: int, compiled: float, kept: bool, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    student, teacher = Smooth(), Smooth()
-    clock = Clock(monkeypatch, teacher, compiled)
-    answer, line = compile_networks(student, teacher, "auto", CPU, clock.ask, [4, 3], steps)
-    assert answer is kept
-    assert said in line
-    assert (line == "") == (said == "")
-    assert (teacher._compiled_call_impl is not None) is kept
+    student, clock = Smooth(), Clock(monkeypatch, compiled)
+    part = clock.teacher(steps)
+    answer, lines = compile_networks(student, [part], "auto", CPU, [4, 3])
+    assert answer == ["teacher"] * kept
+    assert said in "\n".join(lines)
+    assert (lines == []) == (said == "")
+    assert (part.module._compiled_call_impl is not None) is kept
     assert student._compiled_call_impl is None
     assert clock.asked == 0 or steps > 0
 
 
-@pytest.mark.parametrize("decided", [True, False])
-def test_a_run_that_goes_on_keeps_what_was_decided(decided: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    teacher = Smooth()
-    clock = Clock(monkeypatch, teacher, 2.0 if decided else 0.1)
-    assert compile_networks(None, teacher, "auto", CPU, clock.ask, [4, 3], 6000, decided) == (decided, "")
-    assert clock.asked == (2 if decided else 0)  # once for each size of a batch, without a measurement
+def test_each_part_is_measured_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, 0.5)
+    parts = [clock.teacher(400), clock.losses(400)]
+    answer, lines = compile_networks(None, parts, "auto", CPU, [4, 3])
+    assert answer == ["losses"]
+    assert lines == ["compile=auto: losses compiled in 1 s, 0.50 of the time: saves 3 minutes of this run"]
+    assert [part.module._compiled_call_impl is None for part in parts] == [True, False]
+    _, (line,) = compile_networks(None, [clock.losses(200)], "auto", CPU, [4])
+    assert "saves 100 s of this run" in line
 
 
-def test_a_compiler_that_fails_leaves_the_teacher_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    teacher = Smooth()
-    clock = Clock(monkeypatch, teacher, 0.5)
+@pytest.mark.parametrize("decided", [["teacher"], ["losses"], []])
+def test_a_run_that_goes_on_keeps_what_was_decided(
+    decided: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch, 0.1 if "losses" in decided else 2.0)
+    parts = [clock.teacher(6000), clock.losses(6000)]
+    assert compile_networks(None, parts, "auto", CPU, [4, 3], decided) == (decided, [])
+    assert clock.asked == 2 * len(decided)  # once for each size of a batch, without a measurement
+    assert [p.name for p in parts if p.module._compiled_call_impl is not None] == decided
+
+
+@pytest.mark.parametrize("mode", ["auto", "on"])
+def test_a_compiler_that_fails_leaves_it_as_it_is(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = Clock(monkeypatch, 0.5).teacher(6000)
 
     def ask(size: int) -> None:
-        clock.ask(size)
-        if teacher._compiled_call_impl is not None:
+        part.ask(size)
+        if part.module._compiled_call_impl is not None:
             raise RuntimeError("no compiler")
 
-    answer, said = compile_networks(None, teacher, "auto", CPU, ask, [4], 6000)
-    assert not answer
-    assert "cannot be compiled (RuntimeError)" in said
-    assert teacher._compiled_call_impl is None
+    answer, lines = compile_networks(None, [dataclasses.replace(part, ask=ask)], mode, CPU, [4])
+    assert answer == []
+    assert lines == [f"compile={mode}: teacher cannot be compiled (RuntimeError), as it is then"]
+    assert part.module._compiled_call_impl is None
 
 
 def test_a_teacher_that_its_owner_compiled_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     teacher = Smooth()
-    clock = Clock(monkeypatch, teacher, 0.5)
+    clock = Clock(monkeypatch, 0.5)
     teacher.compile()
     compiled = teacher._compiled_call_impl
     with restored(None, teacher):
-        assert compile_networks(None, teacher, "auto", CPU, clock.ask, [4], 6000) == (False, "")
+        assert compile_networks(None, [clock.teacher(6000, teacher)], "auto", CPU, [4]) == ([], [])
         teacher._compiled_call_impl = None
     assert teacher._compiled_call_impl is compiled
     assert clock.asked == 0
 
 
 def test_off_and_another_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    student, teacher = Smooth(), Smooth()
-    clock = Clock(monkeypatch, teacher, 0.5)
-    assert compile_networks(student, teacher, "off", CPU, clock.ask, [4], 10**6) == (False, "")
-    assert compile_networks(student, teacher, "auto", torch.device("mps"), clock.ask, [4], 10**6) == (
-        False,
-        "",
-    )
-    assert compile_networks(student, teacher, "auto", torch.device("cuda"), clock.ask, [4], 1) == (True, "")
-    assert None not in (student._compiled_call_impl, teacher._compiled_call_impl)
+    student, clock = Smooth(), Clock(monkeypatch, 0.5)
+    part = clock.teacher(10**6)
+    assert compile_networks(student, [part], "off", CPU, [4]) == ([], [])
+    assert compile_networks(student, [part], "auto", torch.device("mps"), [4]) == ([], [])
     assert clock.asked == 0
+    both = ["student", "teacher"]
+    assert compile_networks(student, [part], "auto", torch.device("cuda"), [4]) == (both, [])
+    assert None not in (student._compiled_call_impl, part.module._compiled_call_impl)
 
 
 def test_a_teacher_of_constants_beside_a_student_that_trains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Inductor itself: the same targets, and a student that is evaluated still trains."""
+    """Inductor itself: the same targets and gradients, and a student that is evaluated still trains."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     torch.manual_seed(0)
     student, teacher = Smooth(), Smooth()
     images = {size: torch.randn(size, 2, 8, 8) for size in (4, 3)}
+    labels = torch.tensor([0, 1, 2, 0])
     distiller = Distiller(student, teacher, "at+kd", input_shape=(2, 8, 8))
     eager = {size: flat(distiller.target(x)) for size, x in images.items()}
+    gradients = torch.autograd.grad(distiller(images[4], labels).total, [*student.parameters()])
     owners = ExitStack()
-    owners.enter_context(restored(student, teacher))
-    compile_networks(student, teacher, "on", CPU, lambda size: distiller.target(images[size]), [4, 3], 10)
+    owners.enter_context(restored(student, teacher, distiller.objective))
+    parts = [
+        teacher_part(teacher, lambda size: distiller.target(images[size]), 10),
+        losses_part(distiller, images.__getitem__, nullcontext, 10),
+    ]
+    answer, lines = compile_networks(student, parts, "on", CPU, [4, 3])
+    assert (answer, lines) == (["student", "teacher", "losses"], [])
     for size, x in images.items():
         torch.testing.assert_close(flat(distiller.target(x)), eager[size], rtol=1e-4, atol=1e-5)
+    graphs = counters["stats"]["unique_graphs"]
+    compiled = torch.autograd.grad(distiller(images[4], labels).total, [*student.parameters()])
+    assert counters["stats"]["unique_graphs"] == graphs + 1  # the student alone: the losses were tried
+    torch.testing.assert_close(compiled, gradients, rtol=1e-3, atol=1e-5)
     answers = []
     for _ in range(2):
         with torch.no_grad():
             answers.append(student.eval()(images[4]))
             torch.testing.assert_close(answers[-1], copy.deepcopy(uncompiled(student))(images[4]))
         distiller.train()
-        distiller(images[4], torch.tensor([0, 1, 2, 0])).total.backward()
+        distiller(images[4], labels).total.backward()
         with torch.no_grad():
             for parameter in student.parameters():
                 parameter -= parameter.grad
@@ -138,6 +171,7 @@ def test_a_teacher_of_constants_beside_a_student_that_trains(
     assert (answers[0] - answers[1]).abs().max() > 1e-3
     owners.close()
     assert student._compiled_call_impl is teacher._compiled_call_impl is None
+    assert distiller.objective._compiled_call_impl is None
     torch.testing.assert_close(flat(distiller.target(images[4])), eager[4], rtol=0, atol=0)
 
 

@@ -197,7 +197,7 @@ def test_a_checkpoint_of_another_network(tmp_path: Path, monkeypatch: Any) -> No
         patch.setattr("eyeline.jobs._finish", None)
         with pytest.raises(TypeError):
             distill(tmp_path / "run", epochs=1)
-    with pytest.raises(InputError, match=r"of another network or method .*start anew with --overwrite true"):
+    with pytest.raises(InputError, match=r"of another network or method .*start anew with --overwrite"):
         eyeline.distill(
             tiny_net(1, width=5),
             tiny_net(2),

@@ -57,9 +57,7 @@ def test_a_new_folder_holds_recipe_and_environment(tmp_path: Path) -> None:
 def test_a_run_that_is_there_is_not_touched(tmp_path: Path) -> None:
     finished(tmp_path)
     before = contents(tmp_path)
-    with pytest.raises(
-        InputError, match="holds a run already; continue it with --resume true, replace it with"
-    ):
+    with pytest.raises(InputError, match="holds a run already; continue it with --resume, replace it with"):
         RunFolder(tmp_path, RECIPE)
     assert contents(tmp_path) == before
 
@@ -90,7 +88,7 @@ def test_resume_with_another_recipe_names_the_difference(tmp_path: Path) -> None
 @pytest.mark.parametrize("text", ["# eyeline train\n: {", "# eyeline train\n- a\n", "# eyeline train\n"])
 def test_a_damaged_recipe(tmp_path: Path, text: str) -> None:
     (tmp_path / "recipe.yaml").write_text(text)
-    with pytest.raises(InputError, match=r"recipe\.yaml is damaged .*start anew with --overwrite true"):
+    with pytest.raises(InputError, match=r"recipe\.yaml is damaged .*start anew with --overwrite"):
         RunFolder(tmp_path, RECIPE, resume=True)
 
 
@@ -145,7 +143,7 @@ def test_what_a_killed_process_left_is_cleared(tmp_path: Path) -> None:
 def test_a_checkpoint_comes_back(tmp_path: Path) -> None:
     run = RunFolder(tmp_path, RECIPE)
     assert run.load_checkpoint() is None
-    run.save_checkpoint({"format": 1, "step": 3, "student": {"w": torch.arange(5.0)}})
+    run.save_checkpoint({"format": 2, "step": 3, "student": {"w": torch.arange(5.0)}})
     state = run.load_checkpoint()
     assert state is not None
     assert state["step"] == 3
@@ -154,7 +152,7 @@ def test_a_checkpoint_comes_back(tmp_path: Path) -> None:
 
 def test_a_checkpoint_that_is_none(tmp_path: Path) -> None:
     run, path = RunFolder(tmp_path, RECIPE), tmp_path / "last.ckpt"
-    run.save_checkpoint({"format": 1, "step": 3, "w": torch.zeros(1000)})
+    run.save_checkpoint({"format": 2, "step": 3, "w": torch.zeros(1000)})
     whole = path.read_bytes()
     for damaged in (whole[: len(whole) // 2], b"", b"not a checkpoint"):
         path.write_bytes(damaged)
@@ -165,7 +163,7 @@ def test_a_checkpoint_that_is_none(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="truncated or not one of eyeline"):
             run.load_checkpoint()
     torch.save({"format": 9}, path)
-    with pytest.raises(InputError, match="has format 9, expected 1: made by another version"):
+    with pytest.raises(InputError, match="has format 9, expected 2: made by another version"):
         run.load_checkpoint()
 
 
@@ -174,7 +172,7 @@ def test_a_full_disk_keeps_the_earlier_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     run = RunFolder(tmp_path, RECIPE)
-    run.save_checkpoint({"format": 1, "step": 3})
+    run.save_checkpoint({"format": 2, "step": 3})
     before = contents(tmp_path)
 
     def full(descriptor: int) -> None:
@@ -184,7 +182,7 @@ def test_a_full_disk_keeps_the_earlier_checkpoint(
     with pytest.raises(
         TrainingStopped, match=r"last\.ckpt: the disk is full; the earlier last\.ckpt is kept"
     ):
-        run.save_checkpoint({"format": 1, "step": 4})
+        run.save_checkpoint({"format": 2, "step": 4})
     assert contents(tmp_path) == before
 
 

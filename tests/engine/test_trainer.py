@@ -242,7 +242,7 @@ def shown(monkeypatch: pytest.MonkeyPatch, terminal: bool, **settings: Any) -> l
     screen = Console(file=text, force_terminal=terminal, width=80, color_system=None)
     monkeypatch.setattr("eyeline.engine.trainer.console", screen)
     terms = "ce 0.000123  at 0.000123  kd 0.000123  train 100.0 %  validation 100.0 %"
-    with show_progress(Settings(**settings), 50, 0, "attention+kd, seed 10 of 10", shown=True) as show:
+    with show_progress(Settings(**settings), 50, 0, "at+kd, seed 123 (10/10)", shown=True) as show:
         for step in range(1, 51):
             show(step, lambda: ("epoch 200/200", terms, "123,456 images/s"))
     plain = re.sub(r"\x1b\[[^a-zA-Z]*[a-zA-Z]", "", text.getvalue())
@@ -252,7 +252,7 @@ def shown(monkeypatch: pytest.MonkeyPatch, terminal: bool, **settings: Any) -> l
 def test_the_bar_fits_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = shown(monkeypatch, terminal=True)
     assert max(map(len, lines)) <= 80
-    bars = [line for line in lines if line.startswith("attention+kd, seed 10 of")]
+    bars = [line for line in lines if line.startswith("at+kd, seed 123 (10/10)")]
     assert "epoch 200/200 123,456 images/s" in bars[-1]
     assert {line[:2] for line in lines} == {"at", "  "}  # never a third line
     assert lines[-1].endswith("kd 0.000123  train 100.0 %  validation 100.0 %")
@@ -261,7 +261,8 @@ def test_the_bar_fits_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_elsewhere_a_plain_line_every_tenth(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = shown(monkeypatch, terminal=False)
     assert len(lines) == 10
-    assert all(line.startswith("attention+kd, seed 10 of 10  epoch 200/200  ce") for line in lines)
+    starts = [f"at+kd, seed 123 (10/10)  {percent} %  epoch 200/200  ce" for percent in range(10, 101, 10)]
+    assert all(line.startswith(start) for line, start in zip(lines, starts, strict=True))
     assert all(line.endswith("validation 100.0 %  123,456 images/s") for line in lines)
     assert shown(monkeypatch, terminal=True, progress=False) == []
 
@@ -335,13 +336,21 @@ def test_compiled_training_gives_the_same(tmp_path: Path, monkeypatch: pytest.Mo
         plain(self, *args, backend="aot_eager", **options)
 
     monkeypatch.setattr(torch.nn.Module, "compile", eager)
-    run(tmp_path / "off", student=tiny_net(1, dropout=0.0), epochs=2, compile="off")
+    same = {"method": "at+kd+hint", "epochs": 2}
+    torch.manual_seed(0)  # hint's regressor
+    off = run(tmp_path / "off", student=tiny_net(1, dropout=0.0), compile="off", **same)
     assert not compiled
-    run(tmp_path / "on", student=tiny_net(1, dropout=0.0), epochs=2, compile="on")
-    assert compiled == ["TinyNet", "TinyNet"]
+    torch.manual_seed(0)
+    on = run(tmp_path / "on", student=tiny_net(1, dropout=0.0), compile="on", **same)
+    assert compiled == ["TinyNet", "TinyNet", "Objective"]
     for one, other in zip(rows(tmp_path / "off"), rows(tmp_path / "on"), strict=True):
-        for name in ("ce", "at", "kd", "validation_loss"):
+        for name in ("ce", "at", "kd", "hint", "validation_loss"):
             assert float(one[name]) == pytest.approx(float(other[name]), rel=1e-3)
+    # the trial of the losses has left no trace in the statistics of the regressor
+    states = [dict(distiller.objective.named_buffers()) for distiller in (off, on)]
+    assert any(name.endswith("running_mean") for name in states[0])
+    for name, buffer in states[0].items():
+        torch.testing.assert_close(states[1][name], buffer, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize(

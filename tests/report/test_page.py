@@ -261,7 +261,7 @@ def test_what_is_no_study_and_no_run_is_refused(tmp_path: Path, study_folder: Pa
     ):
         write_page(empty)
     (empty / "recipe.yaml").write_text("epochs: 1\n")
-    with pytest.raises(InputError, match=r"not finished; continue it with --resume true"):
+    with pytest.raises(InputError, match=r"not finished; continue it with --resume"):
         write_page(empty)
     (empty / "result.json").write_text("[1]")
     with pytest.raises(InputError, match=r"result\.json is damaged"):

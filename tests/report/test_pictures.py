@@ -136,6 +136,24 @@ def test_look_has_a_row_a_layer_and_a_column_a_function() -> None:
         assert text in _texts(figure)
 
 
+def test_many_images_of_a_look_make_no_tall_strip() -> None:
+    maps = {layer: {"sum": torch.rand(9, 4, 4)} for layer in ("layer1", "layer2", "layer3")}
+    figure = look_figure(_images(9), maps, [f"image {i}" for i in range(9)])
+    width, height = figure.get_size_inches()
+    assert height < 1.5 * width
+    drawn = [picture.get_array() for picture in _drawn(figure)]
+    expected = [maps[layer]["sum"][n] for n in range(9) for layer in maps]
+    for shown, wanted in zip([a for i, a in enumerate(drawn) if i % 4], expected, strict=True):
+        np.testing.assert_array_equal(shown, wanted)
+    cells = [ax.get_position() for ax in figure.axes[::4]]  # the images, in reading order
+    assert cells == sorted(cells, key=lambda box: (-round(box.y1, 3), box.x0))
+    assert len({round(box.y1, 3) for box in cells}) < 9
+    figure.canvas.draw()
+    boxes = [ax.get_window_extent() for ax in figure.axes]
+    for text in figure.texts:
+        assert not any(text.get_window_extent().overlaps(box) for box in boxes), text
+
+
 def test_a_dollar_sign_in_a_name_is_no_mathematics() -> None:
     figure = attention_grid(_images(1), {"a$_1": [torch.rand(1, 2, 2)]}, [r"$\frac$"])
     data_uri(figure)  # \frac without arguments would fail
@@ -175,14 +193,12 @@ def test_saved_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with Image.open(io.BytesIO(before)) as image:
         image.verify()
 
-    write = Path.write_bytes
-
-    def half(self: Path, content: bytes) -> int:
-        write(self, content[: len(content) // 2])
+    def full(descriptor: int) -> None:
+        os.ftruncate(descriptor, 100)
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", half)
+        patch.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="No space"):
             save_figure(figure, path)
     assert path.read_bytes() == before

@@ -231,24 +231,28 @@ def load_data(
     raise unknown("data set", name, NAMES)
 
 
-def read_images(images: Any, preprocess: Preprocess, count: int) -> Tensor:
+def read_images(
+    images: Any, preprocess: Preprocess, count: int, skip_bad_images: bool = False
+) -> tuple[Tensor, list[Path]]:
     """Read images to look at, in the size a model takes.
 
     ``images`` is an image file, a folder of images, a PIL image or a list of them, or a data set as in
     ``load_data``, of which test images (validation images if it has no test split) are taken, equally many of
-    each class. Returns the first ``count`` at most, uint8 ``[N, C, H, W]``. Raises ``InputError`` if there
-    are none, or one cannot be read.
+    each class. Returns the first ``count`` at most, uint8 ``[N, C, H, W]``, and the files that were left out.
+    Raises ``InputError`` if there are none, or one cannot be read and is not to be skipped.
     """
+    pictures, bad = _pictures(images, count, skip_bad_images)
+    return torch.stack([preprocess.pixels(picture) for picture in pictures]), bad
+
+
+def _pictures(images: Any, count: int, skip_bad_images: bool) -> tuple[list[Image.Image], list[Path]]:
     if isinstance(images, Image.Image):
-        return read_images([images], preprocess, count)
+        return [images], []
     if isinstance(images, list | tuple) and images and isinstance(images[0], Image.Image):
-        return torch.stack([preprocess.pixels(image) for image in images[:count]])
+        return list(images[:count]), []
     path = Path(images).expanduser() if isinstance(images, str | os.PathLike) else None
     if path is not None and path.exists():
-        files = _image_files(path) if path.is_dir() else [path]
-        if bad := _unreadable(files[:count], None):
-            raise InputError(f"{bad[0][0]} cannot be read: {bad[0][1]}")
-        return read_images([decode(file) for file in files[:count]], preprocess, count)
+        return _first_pictures(_image_files(path) if path.is_dir() else [path], count, skip_bad_images)
     named = os.fspath(images) if isinstance(images, str | os.PathLike) else ""
     if named and named not in NAMES and not named.startswith("folder:"):
         raise unknown("image file, folder of images or data set", named, NAMES)
@@ -256,8 +260,29 @@ def read_images(images: Any, preprocess: Preprocess, count: int) -> Tensor:
     split = data.test or data.validation
     chosen = split.subset(balanced_subset(split.labels, count, seed=0))
     if isinstance(chosen, MemorySplit):
-        return read_images([to_pil_image(image) for image in chosen.images], preprocess, count)
-    return read_images([chosen.load(i) for i in range(len(chosen))], preprocess, count)
+        return [to_pil_image(image) for image in chosen.images], []
+    return [chosen.load(i) for i in range(len(chosen))], []
+
+
+def _first_pictures(
+    files: Sequence[Path], count: int, skip_bad_images: bool
+) -> tuple[list[Image.Image], list[Path]]:
+    """The first ``count`` pictures, and the files before the last of them that cannot be read."""
+    pictures: list[Image.Image] = []
+    bad: list[Path] = []
+    for file, picture in zip(files, each_decoded(files, None, lambda image: image), strict=False):
+        if isinstance(picture, Image.Image):
+            pictures.append(picture)
+        elif skip_bad_images:
+            bad.append(file)
+        else:
+            hint = "; --skip_bad_images leaves such files out" if len(files) > 1 else ""
+            raise InputError(f"{file} cannot be read: {picture}{hint}")
+        if len(pictures) == count:
+            break
+    if not pictures:
+        raise InputError(f"none of {len(files):,} image files in {files[0].parent} can be read")
+    return pictures, bad
 
 
 # --- splits -------------------------------------------------------------------------------------------------
@@ -541,7 +566,7 @@ def _readable(
         first = ", ".join(f"{path.relative_to(root)} ({why})" for path, why in list(bad.items())[:3])
         raise InputError(
             f"{len(bad):,} of the {count:,} images in {root} cannot be read: {first}"
-            f"{', ...' if len(bad) > 3 else ''}; --skip_bad_images true leaves them out"
+            f"{', ...' if len(bad) > 3 else ''}; --skip_bad_images leaves them out"
         )
 
     if settings.packed is None:

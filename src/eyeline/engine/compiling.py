@@ -2,94 +2,148 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-LONG_RUN = 600.0
-"""Seconds of the teacher's forward passes from which compiling it is tried on a CPU: it takes half a minute
-at first, and saves about a tenth of them."""
+from eyeline.distiller import Distiller
+from eyeline.layers import evaluation_mode
+from eyeline.losses import Target
+from eyeline.observe import Observation
+
 _FEW_STEPS = 200  # in which to measure would cost more than it could tell
-_TIMED = 3
+_MEASURED = 0.1  # seconds, or three times
+
+
+@dataclass(frozen=True)
+class Part:
+    """What may run compiled, apart from the student."""
+
+    name: str
+    module: nn.Module
+    ask: Callable[[int], object]
+    """Does with it what a step does, for a number of images."""
+    steps: int
+    """How often that will be."""
+    long: float
+    """Seconds of it in all from which compiling is tried on a CPU."""
+    constant: bool = False
+    """Weights and batch norm never change, and may be folded into the code."""
+
+
+def teacher_part(teacher: nn.Module, ask: Callable[[int], object], steps: int) -> Part:
+    """Compiling takes half a minute at first, and saves about a tenth."""
+    return Part("teacher", teacher, ask, steps, long=600.0, constant=True)
+
+
+def losses_part(distiller: Distiller, images: Callable[[int], Tensor], autocast: Any, steps: int) -> Part:
+    """The losses with their gradients; compiling takes some ten seconds at first, and saves about a half.
+
+    ``images``: so many of them, as the student is given them; ``autocast``: the context that it runs in.
+    """
+    seen: dict[int, tuple[Observation, Mapping[str, Target], Tensor]] = {}
+
+    def observe(size: int) -> tuple[Observation, Mapping[str, Target], Tensor]:
+        batch = images(size)
+        labels = torch.zeros(size, dtype=torch.int64, device=batch.device)
+        with torch.no_grad(), evaluation_mode(distiller.student):
+            shown = distiller.observe_student(batch, labels)
+        leaf = lambda tensor: tensor.detach().requires_grad_()  # noqa: E731
+        shown = dataclasses.replace(
+            shown,
+            logits=leaf(shown.logits),
+            features=tuple(map(leaf, shown.features)),
+            pre_activations=tuple(map(leaf, shown.pre_activations)),
+            class_maps=None if shown.class_maps is None else leaf(shown.class_maps),
+        )
+        return shown, distiller.target(batch, labels), labels
+
+    def ask(size: int) -> None:
+        with autocast():
+            if size not in seen:
+                seen[size] = observe(size)
+            shown, targets, labels = seen[size]
+            total = distiller.objective(shown, targets, labels).total
+        leaves = [shown.logits, *shown.features, *shown.pre_activations]
+        torch.autograd.grad(total, leaves, allow_unused=True)
+
+    return Part("losses", distiller.objective, ask, steps, long=60.0)
 
 
 def compile_networks(
     student: nn.Module | None,
-    teacher: nn.Module | None,
+    parts: Sequence[Part],
     mode: str,
     device: torch.device,
-    ask: Callable[[int], object],
     sizes: Sequence[int],
-    steps: int,
-    decided: bool | None = None,
-) -> tuple[bool, str]:
-    """Compile networks, or leave them as they are.
+    decided: Collection[str] | None = None,
+) -> tuple[list[str], list[str]]:
+    """Compile networks and losses, or leave them as they are.
 
-    On a GPU both run compiled. On a CPU the student gains next to nothing; the teacher, whose weights and
-    batch norm are folded into constants, gains more: with ``auto`` it is compiled for a long run, timed
-    against itself, and stays compiled if it is faster.
+    On a GPU all run compiled. On a CPU the student gains next to nothing; the teacher, whose weights and
+    batch norm are folded into constants, and the losses gain more: with ``auto`` they are compiled for a long
+    run, timed against themselves, and stay compiled if that is faster.
 
     Args:
         mode: ``on``, ``off`` or ``auto``.
-        ask: asks of the teacher what a step does, for a number of images.
         sizes: the batches' numbers of images, the usual one first.
-        steps: how often the teacher will be asked.
-        decided: what ``auto`` chose when the run began.
+        decided: what ``auto`` chose when the run began, by name.
 
     Returns:
-        Whether anything runs compiled, and a line that says why (empty: nothing worth saying).
+        The names of what runs compiled, and lines that say why.
     """
-    if mode == "off":
-        return False, ""
-    if device.type != "cpu":
-        if mode == "auto" and device.type != "cuda":
-            return False, ""
-        for network in (student, teacher):
-            if network is not None:
-                network.compile()
-        return True, ""
+    if mode == "off" or (mode == "auto" and device.type not in ("cpu", "cuda")):
+        return [], []
     _keep_compiled_code()
-    if mode == "on":
-        if student is not None:
-            student.compile()
-        if teacher is not None:
-            _freeze(teacher, ask, sizes)
-        return True, ""
-    if teacher is None or decided is False or (decided is None and steps < _FEW_STEPS):
-        return False, ""
-    if decided:
-        _freeze(teacher, ask, sizes)
-        return True, ""
-    if teacher._compiled_call_impl is not None:  # by its owner
-        return False, ""
-    before = _seconds(ask, sizes[0])
-    if before * steps < LONG_RUN:
-        return False, ""
-    began = time.perf_counter()
-    try:
-        _freeze(teacher, ask, sizes)
-    except Exception as error:  # a compiler may fail in many ways; the run does not need it
-        teacher._compiled_call_impl = None
-        return False, f"compile=auto: the teacher cannot be compiled ({type(error).__name__}), runs as it is"
-    took = time.perf_counter() - began
-    now = _seconds(ask, sizes[0])
-    if now >= before:
-        teacher._compiled_call_impl = None
-        return (
-            False,
-            f"compile=auto: compiled, the teacher takes {now / before:.2f} of its time: runs as it is",
-        )
-    saved = (before - now) * steps / 60
-    return True, (
-        f"compile=auto: the teacher was compiled in {took:.0f} s and takes {now / before:.2f} of its time, "
-        f"which saves {saved:.0f} minutes of this run"
-    )
+    measured = mode == "auto" and device.type == "cpu"
+    compiled, said = [], []
+    if student is not None and not measured:
+        student.compile()
+        compiled.append("student")
+    for part in parts:
+        # compiled by its owner, perhaps
+        if measured and (part.module._compiled_call_impl is not None or not _may_gain(part, decided)):
+            continue
+        before = _seconds(part.ask, sizes[0]) if measured and decided is None else 0.0
+        if measured and decided is None and before * part.steps < part.long:
+            continue
+        began = time.perf_counter()
+        try:
+            _compile(part, sizes, fold=part.constant and device.type == "cpu")
+        except Exception as error:  # a compiler may fail in many ways; the run does not need it
+            part.module._compiled_call_impl = None
+            said.append(
+                f"compile={mode}: {part.name} cannot be compiled ({type(error).__name__}), as it is then"
+            )
+            continue
+        took = time.perf_counter() - began
+        if measured and decided is None:
+            now = _seconds(part.ask, sizes[0])
+            share = f"{now / before:.2f} of the time"
+            if now >= before:
+                part.module._compiled_call_impl = None
+                said.append(f"compile=auto: {part.name} compiled takes {share}, as it is then")
+                continue
+            saved = (before - now) * part.steps
+            shown = f"{saved / 60:.0f} minutes" if saved >= 120 else f"{saved:.0f} s"
+            said.append(
+                f"compile=auto: {part.name} compiled in {took:.0f} s, {share}: saves {shown} of this run"
+            )
+        compiled.append(part.name)
+    return compiled, said
+
+
+def _may_gain(part: Part, decided: Collection[str] | None) -> bool:
+    return part.steps >= _FEW_STEPS if decided is None else part.name in decided
 
 
 @contextmanager
@@ -103,20 +157,21 @@ def restored(*networks: nn.Module | None) -> Iterator[None]:
             network._compiled_call_impl = call  # torch has no public way back
 
 
-def _freeze(teacher: nn.Module, ask: Callable[[int], object], sizes: Sequence[int]) -> None:
-    from torch._inductor import config
+def _compile(part: Part, sizes: Sequence[int], *, fold: bool) -> None:
+    from torch._dynamo import config as dynamo
+    from torch._inductor import config as inductor
 
-    teacher.compile(dynamic=False)
-    # only here: the student's weights must never become constants
-    with config.patch(freezing=True):
+    part.module.compile(dynamic=False)
+    # a study has many methods, whose losses are compiled as one function; no student may become constants
+    with dynamo.patch(recompile_limit=256), inductor.patch(freezing=fold):
         for size in sizes:
-            ask(size)
+            part.ask(size)
 
 
 def _seconds(ask: Callable[[int], object], size: int) -> float:
     ask(size)
-    times = []
-    for _ in range(_TIMED):
+    times: list[float] = []
+    while len(times) < 3 or sum(times) < _MEASURED:
         began = time.perf_counter()
         ask(size)
         times.append(time.perf_counter() - began)

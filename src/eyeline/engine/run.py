@@ -82,8 +82,8 @@ class RunFolder:
                 self._check_same_recipe()
             else:
                 raise InputError(
-                    f"{self.path} holds a run already; continue it with --resume true, "
-                    "replace it with --overwrite true, or choose another folder with --out"
+                    f"{self.path} holds a run already; continue it with --resume, "
+                    "replace it with --overwrite, or choose another folder with --out"
                 )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -111,8 +111,7 @@ class RunFolder:
             before = dict(yaml.safe_load((self.path / RECIPE).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
             raise InputError(
-                f"{self.path / RECIPE} is damaged ({str(error).splitlines()[0]}); "
-                "start anew with --overwrite true"
+                f"{self.path / RECIPE} is damaged ({str(error).splitlines()[0]}); start anew with --overwrite"
             ) from error
         verb = (self.path / RECIPE).read_text(encoding="utf-8").removeprefix(_MARK).split()[0]
         before["verb"] = verb
@@ -155,15 +154,15 @@ class RunFolder:
             return None
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-            if state["format"] == 1:
+            if state["format"] == 2:
                 return state
         except Exception as error:  # torch.load fails in many ways on bytes that are no checkpoint
             raise InputError(
                 f"checkpoint {path} is truncated or not one of eyeline ({type(error).__name__}); "
-                "start anew with --overwrite true"
+                "start anew with --overwrite"
             ) from error
         raise InputError(
-            f"checkpoint {path} has format {state['format']}, expected 1: made by another version"
+            f"checkpoint {path} has format {state['format']}, expected 2: made by another version"
         )
 
     def read_metrics(self) -> list[dict[str, float]]:
@@ -181,7 +180,7 @@ class RunFolder:
             reason = "a row without epoch or step"
         except (ValueError, TypeError, csv.Error) as error:
             reason = str(error)
-        raise InputError(f"{path} is damaged ({reason}); start anew with --overwrite true")
+        raise InputError(f"{path} is damaged ({reason}); start anew with --overwrite")
 
     def write_metrics(self, rows: list[dict[str, float]]) -> None:
         """Replace ``metrics.csv``."""

@@ -6,12 +6,13 @@ random draws are functions of the step. So a run resumes from any step exactly w
 
 from __future__ import annotations
 
+import copy
 import functools
 import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +31,7 @@ from eyeline.data.sources import ImageData, Split
 from eyeline.data.views import Normalization, mix
 from eyeline.distiller import Distiller
 from eyeline.engine.allocator import keep_freed_memory
-from eyeline.engine.compiling import compile_networks, restored
+from eyeline.engine.compiling import compile_networks, losses_part, restored, teacher_part
 from eyeline.engine.run import RunFolder
 from eyeline.errors import InputError, TrainingStopped
 from eyeline.evaluate import evaluate
@@ -165,7 +166,7 @@ def fit(
     device = Device.of(settings, TensorBoardLogger(folder.path, name="", version="tensorboard"))
     device.fabric.launch()
     try:
-        with restored(distiller.student, distiller.teacher):
+        with restored(distiller.student, distiller.teacher, distiller.objective):
             _fit(distiller, data, settings, folder, memory, label, device)
     except BaseException:
         _end_other_processes(device.fabric)
@@ -206,8 +207,8 @@ def _fit(
         device,
         stream,
         asked,
-        student=distiller.student,
-        decided=None if state is None else state.get("compiled"),
+        trained=total,
+        decided=None if state is None else state["compiled"],
     )
 
     optimizer = make_optimizer(settings, distiller.trainable_parameters())
@@ -233,7 +234,7 @@ def _fit(
         except (KeyError, RuntimeError, ValueError) as error:
             raise InputError(
                 f"the checkpoint in {folder.path} is of another network or method "
-                f"({str(error).splitlines()[0][:100]}); start anew with --overwrite true"
+                f"({str(error).splitlines()[0][:100]}); start anew with --overwrite"
             ) from error
     rows = [row for row in rows if row["step"] <= start]
 
@@ -273,7 +274,7 @@ def _fit(
         if fabric.is_global_zero:
             folder.save_checkpoint(
                 {
-                    "format": 1,
+                    "format": 2,
                     "step": step,
                     "compiled": compiled,
                     "epoch_seconds": seconds + time.perf_counter() - began,
@@ -524,34 +525,40 @@ def _compile(
     stream: TrainingStream,
     steps: int,
     *,
-    student: nn.Module | None = None,
-    decided: bool | None = None,
-) -> bool:
-    """Compile what pays where the teacher will be asked ``steps`` times; say so in one line."""
+    trained: int = 0,
+    decided: Collection[str] | None = None,
+) -> list[str]:
+    """Compile what pays where the teacher will be asked ``steps`` times, and the only distiller's student
+    trained in ``trained`` steps; say so in a line each."""
     if any(distiller.objective.needs("input_gradient") for distiller in distillers):
         if settings.compile == "on":  # torch.compile has no second derivative
             console.print("a method that differentiates gradients cannot be compiled: it runs as it is")
-        return False
+        return []
     sizes = dict.fromkeys(len(stream.indices(step)[1]) for step in (0, stream.steps_per_epoch - 1))
-    taught = [distiller for distiller in distillers if distiller.teacher is not None]
+
+    @functools.cache
+    def some(size: int) -> Tensor:
+        shape = distillers[0].input_shape or ()
+        images = torch.randn(size, *shape, generator=torch.Generator().manual_seed(0))
+        return images.to(device.torch_device).contiguous(memory_format=torch.channels_last)
 
     def ask_for(size: int) -> None:
-        images = torch.zeros(size, *(taught[0].input_shape or ()), device=device.torch_device)
         with device.autocast():
-            ask(images.contiguous(memory_format=torch.channels_last))
+            ask(some(size))
 
+    teachers = [distiller.teacher for distiller in distillers if distiller.teacher is not None]
+    parts = [teacher_part(teachers[0], ask_for, steps)] if teachers else []
+    if trained and teachers:
+        parts.append(losses_part(distillers[0], some, device.autocast, trained))
+    student = distillers[0].student if trained else None
+    kept = copy.deepcopy(distillers[0].objective.state_dict())
     compiled, said = compile_networks(
-        student,
-        taught[0].teacher if taught else None,
-        settings.compile,
-        device.torch_device,
-        ask_for,
-        list(sizes),
-        steps,
-        decided,
+        student, parts, settings.compile, device.torch_device, list(sizes), decided
     )
-    if said and device.fabric.is_global_zero:
-        console.print(said, highlight=False, markup=False)
+    distillers[0].objective.load_state_dict(kept)  # a learnable part has seen the images of the trial
+    if device.fabric.is_global_zero:
+        for line in said:
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
     return compiled
 
 
@@ -584,7 +591,8 @@ def show_progress(
 
         def show_line(step: int, figures: Callable[[], Figures]) -> None:
             if step * 10 // total > (step - 1) * 10 // total:
-                line = "  ".join(part for part in (label, *figures()) if part)
+                parts = (label, f"{step * 10 // total * 10} %", *figures())
+                line = "  ".join(part for part in parts if part)
                 console.print(line, soft_wrap=True, highlight=False, markup=False)
 
         yield show_line

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from eyeline.errors import InputError
 
@@ -20,7 +21,8 @@ class GlobalAveragePool(nn.Module):
     """``[N, C, H, W]`` -> ``[N, C]``. Its input is what class activation maps are made of."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.mean((2, 3))
+        # as the mean over both, whose gradient would reach channels_last at a tenth of the speed
+        return F.avg_pool2d(x, x.shape[-2:]).flatten(1)
 
 
 class StagedNetwork(nn.Module):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from eyeline.errors import InputError
+from eyeline.files import replacing
 from eyeline.report import charts, tables
 from eyeline.report.charts import Curve
 from eyeline.report.style import STYLE
@@ -69,15 +70,16 @@ def write_page(folder: str | Path, out: str | Path | None = None) -> Path:
 
     Raises InputError when the folder is neither, or not finished, or damaged, or the page cannot be written.
     """
-    from eyeline.report.pictures import write_atomically
-
     folder = Path(folder).expanduser()
     page = study_page(folder) if (folder / "study.json").exists() else run_page(folder)
     place = folder / "report.html" if out is None else Path(out).expanduser()
     try:
-        return write_atomically(place, page.encode("utf-8"))
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(place) as file:
+            file.write(page.encode())
     except OSError as error:
         raise InputError(f"cannot write the page {place}: {error.strerror or error}") from error
+    return place
 
 
 def study_page(folder: str | Path, attention: Figure | None = None) -> str:
@@ -128,9 +130,7 @@ def run_page(folder: str | Path) -> str:
     folder = Path(folder)
     if not (folder / "result.json").exists():
         if (folder / "recipe.yaml").exists():
-            raise InputError(
-                f"{folder} holds a run or study that is not finished; continue it with --resume true"
-            )
+            raise InputError(f"{folder} holds a run or study that is not finished; continue it with --resume")
         raise InputError(
             f"{folder} has neither study.json nor result.json; expected the folder of a study or a run; "
             "make one with `eyeline study`, `eyeline distill` or `eyeline train`"

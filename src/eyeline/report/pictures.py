@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from matplotlib.lines import Line2D
 from torch import Tensor
 
 from eyeline.errors import InputError
+from eyeline.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -79,6 +79,8 @@ def look_figure(
 ) -> Figure:
     """Where the layers of one network look: for every image a row a layer, a column a map function.
 
+    Images stand beside one another where they would make a tall strip.
+
     Maps are drawn as in ``attention_grid``. images: uint8 ``[N, C, H, W]``, C is 1 or 3.
     maps: layer -> map function -> ``[N, h, w]`` >= 0. row_labels: N names of the images.
     out: where to save it as PNG. Raises InputError when the shapes or the numbers of labels do not fit.
@@ -100,42 +102,36 @@ def look_figure(
         f"{layer}\n{each[functions[0]].shape[1]} × {each[functions[0]].shape[2]}"
         for layer, each in maps.items()
     ]
-    heights = ([1.0] * depth + [_GAP]) * len(images)
-    label_width = _room(layers)
-    canvas = _Canvas(heights[:-1], [1.0, label_width] + [1.0] * len(functions), images, names, top=0.34)
+    block = [1.0, _room(layers), *[1.0] * len(functions)]
+    beside = _beside(len(images), depth + _GAP, sum(block) + _room(names))
+    rows = -(-len(images) // beside)
+    heights, widths = ([1.0] * depth + [_GAP]) * rows, [*block, _GAP + _room(names)] * beside
+    canvas = _Canvas(heights[:-1], widths[:-1], images, names, top=0.34)
     for n, picture in enumerate(images):
-        top = n * (depth + 1)
-        canvas.image(top, 0, picture, names[n])
+        top, left = n // beside * (depth + 1), n % beside * (len(block) + 1)
+        canvas.image(top, left, picture, names[n])
         for row, each in enumerate(maps.values()):
             for k, function in enumerate(functions):
-                canvas.map(top + row, 2 + k, each[function][n])
-            canvas.row_label(top + row, 2, layers[row])
-    canvas.heading(0, 0, "image")
-    for k, function in enumerate(functions):
-        canvas.heading(2 + k, 2 + k, function)
+                canvas.map(top + row, left + 2 + k, each[function][n])
+            canvas.row_label(top + row, left + 2, layers[row])
+        if not top:
+            canvas.heading(left, left, "image")
+            for k, function in enumerate(functions):
+                canvas.heading(left + 2 + k, left + 2 + k, function)
     if out is not None:
         save_figure(canvas.figure, out)
     return canvas.figure
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
-    """Save a figure as PNG, whole or not at all."""
-    return write_atomically(path, _png(figure))
-
-
-def write_atomically(path: str | Path, content: bytes) -> Path:
-    """Write a file beside its place, then move it there: the file is always whole, the old one or the new.
+    """Save a figure as PNG, whole or not at all.
 
     Raises OSError when the folder cannot be written; the old file is kept then.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")  # a name that run folders tidy away
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as file:
+        file.write(_png(figure))
     return path
 
 
@@ -166,6 +162,11 @@ def _check(images: Tensor, map_: Tensor, name: str) -> None:
         )
     if map_.ndim != 3 or len(map_) != len(images):
         raise InputError(f"map of {name}: shape {list(map_.shape)}; expected [{len(images)}, h, w]")
+
+
+def _beside(count: int, height: float, width: float) -> int:
+    """How many of ``count`` blocks stand beside one another: as few as make no tall strip of them."""
+    return next(n for n in range(1, count + 1) if n == count or -(-count // n) * height <= 1.25 * n * width)
 
 
 def _room(labels: Sequence[str]) -> float:
