@@ -11,11 +11,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from rich.console import Console
+from torch._dynamo.utils import counters
 
 from eyeline import jobs
 from eyeline.data.loaders import Batch
 from eyeline.data.views import CropFlip, Normalization
 from eyeline.distiller import Distiller
+from eyeline.engine import trainer
 from eyeline.engine.run import RunFolder
 from eyeline.engine.trainer import (
     Device,
@@ -342,15 +344,36 @@ def test_compiled_training_gives_the_same(tmp_path: Path, monkeypatch: pytest.Mo
     assert not compiled
     torch.manual_seed(0)
     on = run(tmp_path / "on", student=tiny_net(1, dropout=0.0), compile="on", **same)
-    assert compiled == ["TinyNet", "TinyNet", "Objective"]
+    assert compiled == ["TinyNet", "Objective", "TinyNet"]
     for one, other in zip(rows(tmp_path / "off"), rows(tmp_path / "on"), strict=True):
         for name in ("ce", "at", "kd", "hint", "validation_loss"):
             assert float(one[name]) == pytest.approx(float(other[name]), rel=1e-3)
-    # the trial of the losses has left no trace in the statistics of the regressor
-    states = [dict(distiller.objective.named_buffers()) for distiller in (off, on)]
+    # the trials have left no trace in running statistics
+    states = [dict(distiller.named_buffers()) for distiller in (off, on)]
     assert any(name.endswith("running_mean") for name in states[0])
     for name, buffer in states[0].items():
         torch.testing.assert_close(states[1][name], buffer, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_training_runs_the_very_code_that_was_compiled_before(
+    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # of other images, in dtype or strides, it would be compiled again, and a teacher's constants be lost
+    torch._dynamo.reset()
+    graphs = []
+    plain, before = torch.nn.Module.compile, trainer._compile
+
+    def counted(*args: Any, **options: Any) -> list[str]:
+        compiled = before(*args, **options)
+        graphs.append(counters["stats"]["unique_graphs"])
+        return compiled
+
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda m, **o: plain(m, backend="aot_eager", **o))
+    monkeypatch.setattr(trainer, "_compile", counted)
+    run(tmp_path, student=tiny_net(1), epochs=2, compile="on", precision=precision)
+    assert graphs == [counters["stats"]["unique_graphs"]]
+    assert len({row["loss"] for row in rows(tmp_path)}) == 2
 
 
 @pytest.mark.parametrize(

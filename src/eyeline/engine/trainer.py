@@ -31,7 +31,7 @@ from eyeline.data.sources import ImageData, Split
 from eyeline.data.views import Normalization, mix
 from eyeline.distiller import Distiller
 from eyeline.engine.allocator import keep_freed_memory
-from eyeline.engine.compiling import compile_networks, losses_part, restored, teacher_part
+from eyeline.engine.compiling import compile_parts, losses_part, restored, student_part, teacher_part
 from eyeline.engine.run import RunFolder
 from eyeline.errors import InputError, TrainingStopped
 from eyeline.evaluate import evaluate
@@ -79,6 +79,10 @@ class Device:
     def autocast(self) -> Any:
         """The context that networks run in."""
         return torch.autocast(self.torch_device.type, torch.bfloat16, enabled=self.bf16)
+
+    def images(self, batch: Tensor) -> Tensor:
+        """As Fabric hands them to a module that trains; code compiled for others would not serve there."""
+        return batch.to(torch.bfloat16) if self.bf16 else batch
 
     def place(self, model: nn.Module) -> nn.Module:
         """Move a network here, in the memory format that convolutions are fastest in."""
@@ -358,7 +362,10 @@ def _fit(
                 distiller.end_epoch({name: row[name] for name in distiller.objective.method})
                 if fabric.is_global_zero:
                     if epoch % settings.validate_every == 0 or step == total:
-                        measured = evaluate(distiller.student, validation(), device.autocast)
+                        with restored(distiller.student):
+                            # as it is: compiling it once more, for evaluation, would take longer
+                            distiller.student._compiled_call_impl = None
+                            measured = evaluate(distiller.student, validation(), device.autocast)
                         if step == total and not math.isfinite(measured["loss"]):
                             raise TrainingStopped(
                                 f"the validation loss is not finite after the last step ({step}); "
@@ -443,7 +450,7 @@ def _view(
         teacher.network.eval()
         for done, batch in enumerate(stream.of_view(view), 1):
             with device.autocast():
-                targets = teacher.targets(batch.images, batch.labels, names)
+                targets = teacher.targets(device.images(batch.images), batch.labels, names)
             yield batch.indices, targets
             asking(view, done)
 
@@ -535,12 +542,15 @@ def _compile(
             console.print("a method that differentiates gradients cannot be compiled: it runs as it is")
         return []
     sizes = dict.fromkeys(len(stream.indices(step)[1]) for step in (0, stream.steps_per_epoch - 1))
+    shape = distillers[0].input_shape
 
     @functools.cache
     def some(size: int) -> Tensor:
-        shape = distillers[0].input_shape or ()
-        images = torch.randn(size, *shape, generator=torch.Generator().manual_seed(0))
-        return images.to(device.torch_device).contiguous(memory_format=torch.channels_last)
+        # in dtype and strides as batches are, or the code would be compiled once more for them
+        assert shape is not None
+        channels, *side = shape
+        images = torch.randn(size, *side, channels, generator=torch.Generator().manual_seed(0))
+        return device.images(images.to(device.torch_device).permute(0, 3, 1, 2))
 
     def ask_for(size: int) -> None:
         with device.autocast():
@@ -548,14 +558,16 @@ def _compile(
 
     teachers = [distiller.teacher for distiller in distillers if distiller.teacher is not None]
     parts = [teacher_part(teachers[0], ask_for, steps)] if teachers else []
-    if trained and teachers:
-        parts.append(losses_part(distillers[0], some, device.autocast, trained))
-    student = distillers[0].student if trained else None
-    kept = copy.deepcopy(distillers[0].objective.state_dict())
-    compiled, said = compile_networks(
-        student, parts, settings.compile, device.torch_device, list(sizes), decided
-    )
-    distillers[0].objective.load_state_dict(kept)  # a learnable part has seen the images of the trial
+    learning: list[nn.Module] = []
+    if trained and shape is not None:
+        learning = [distillers[0].student.train(), distillers[0].objective]
+        # the losses first, which the student is evaluated for as it is
+        parts += [losses_part(distillers[0], some, device.autocast, trained)] if teachers else []
+        parts.append(student_part(distillers[0], some, device.autocast, trained))
+    kept = [copy.deepcopy(module.state_dict()) for module in learning]
+    compiled, said = compile_parts(parts, settings.compile, device.torch_device, list(sizes), decided)
+    for module, state in zip(learning, kept, strict=True):
+        module.load_state_dict(state)  # running statistics have seen the images of the trial
     if device.fabric.is_global_zero:
         for line in said:
             console.print(line, highlight=False, markup=False, soft_wrap=True)
