@@ -90,8 +90,7 @@ class Settings:
     )
     compile: Literal["auto", "on", "off"] = _setting(
         "auto",
-        "on: torch.compile of networks and losses; auto: on a GPU; on a CPU teacher and losses, where a long "
-        "run gains",
+        "on: torch.compile of networks and losses; auto: on a GPU, and on a CPU in a long run, what gains",
     )
 
     # the run
