@@ -177,6 +177,24 @@ def test_a_teacher_of_constants_beside_a_student_that_trains(
     torch.testing.assert_close(flat(distiller.target(images[4])), eager[4], rtol=0, atol=0)
 
 
+def test_code_of_a_student_that_is_not_observed_serves_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The baseline of a study is compiled first; its code calls no hooks."""
+    torch._dynamo.reset()
+    plain = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda m, **o: plain(m, backend="aot_eager", **o))
+    images, labels = torch.randn(4, 2, 8, 8), torch.tensor([0, 1, 2, 0])
+    distillers = {
+        method: Distiller(Smooth(), Smooth(), method, input_shape=(2, 8, 8)).train()
+        for method in ("at", "ce", "kd", "at+kd")
+    }
+    for distiller in distillers.values():
+        parts = [student_part(distiller, lambda size: images[:size], nullcontext, 10)]
+        assert compile_parts(parts, "on", CPU, [4]) == (["student"], [])
+    for _ in range(2):
+        for method, distiller in distillers.items():
+            assert torch.isfinite(distiller(images, labels).total), method
+
+
 def uncompiled(network: Any) -> nn.Module:
     plain = Smooth().eval()
     plain.load_state_dict(network.state_dict())

@@ -175,8 +175,10 @@ def _compile(part: Part, sizes: Sequence[int], *, fold: bool) -> None:
     from torch._inductor import config as inductor
 
     part.module.compile(dynamic=False)
-    # the methods of a study are one function, compiled for each; only a teacher may become constants
-    with dynamo.patch(recompile_limit=256), inductor.patch(freezing=fold):
+    # the methods of a study are one function, compiled for each; code without the hooks of an observer must
+    # not serve a network with them; only a teacher may become constants
+    guards = dynamo.patch(recompile_limit=256, skip_nnmodule_hook_guards=False)
+    with guards, inductor.patch(freezing=fold):
         for size in sizes:
             part.ask(size)
 
