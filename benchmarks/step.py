@@ -185,7 +185,10 @@ def eyeline_distiller(
             distiller.target(setup.images_last[:size], setup.labels[:size])
 
     if compiled:
-        some = lambda size: setup.images_last[:size]  # noqa: E731
+
+        def some(size: int) -> Tensor:
+            return setup.images_last[:size]
+
         teacher = teacher_part(distiller.teacher, ask, 1)
         learning = (part(distiller, some, setup.device.autocast, 1) for part in (losses_part, student_part))
         _compile(setup, teacher, *learning)

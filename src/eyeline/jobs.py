@@ -23,6 +23,7 @@ from torchvision.datasets import FashionMNIST
 
 from eyeline import models
 from eyeline.api import Run
+from eyeline.attention import Reduce, attention_map
 from eyeline.data.sources import FileSplit, ImageData, load_data
 from eyeline.data.views import CENTRAL, Preprocess, mix
 from eyeline.distiller import Distiller
@@ -343,7 +344,6 @@ def look(
     weights: str | None,
     skip_bad_images: bool,
 ) -> Path:
-    from eyeline.attention import attention_map
     from eyeline.data.sources import read_images
     from eyeline.observe import Observer
     from eyeline.report.pictures import look_figure, save_figure
@@ -364,15 +364,16 @@ def look(
                 f"{', ...' * (len(bad) > 3)}"
             )
     first = next(network.parameters(), torch.empty(0))
+    _, channels, height, width = batch.shape
     with (
-        Observer(network, layers, tuple(batch.shape[1:])) as observer,  # type: ignore[arg-type]
+        Observer(network, layers, (channels, height, width)) as observer,
         torch.no_grad(),
         evaluation_mode(network),
     ):
         features = observer(batch.to(first.device)).features
     drawn = {
         layer.name: {
-            name: attention_map(feature, exponent, reduce).cpu()  # type: ignore[arg-type]
+            name: attention_map(feature, exponent, reduce).cpu()
             for name, (reduce, exponent) in functions.items()
         }
         for layer, feature in zip(observer.layers, features, strict=True)
@@ -830,13 +831,13 @@ def _preprocess(network: nn.Module) -> Preprocess:
     return Preprocess(channels, size, tuple(mean), tuple(std), config.get("crop_pct", CENTRAL))
 
 
-def _map_function(name: str) -> tuple[str, float]:
+def _map_function(name: str) -> tuple[Reduce, float]:
     match = re.fullmatch(r"(sum|max)\^(\d+(?:\.\d+)?)", name)
     if match is None or float(match[2]) < 1:
         raise InputError(
             f"map function {name!r}; expected sum^P or max^P with an exponent P of at least 1, as in sum^2"
         )
-    return match[1], float(match[2])
+    return ("sum" if match[1] == "sum" else "max"), float(match[2])
 
 
 def _methods(given: Sequence[Any] | Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -969,7 +970,6 @@ def _draw_attention(
     """
     from torchvision.transforms.functional import to_pil_image
 
-    from eyeline.attention import attention_map
     from eyeline.data.sources import MemorySplit
     from eyeline.observe import Observer
     from eyeline.report.pictures import attention_grid, save_figure

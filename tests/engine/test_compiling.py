@@ -52,8 +52,8 @@ class Clock:
         (599, 0.5, False, ""),
         (600, 0.5, True, "teacher compiled in 1 s, 0.50 of the time: saves 5 minutes of this run"),
         (6000, 0.9, True, "0.90 of the time: saves 10 minutes of this run"),
-        (6000, 1.0, False, "teacher compiled takes 1.00 of the time, as it is then"),
-        (6000, 2.0, False, "teacher compiled takes 2.00 of the time, as it is then"),
+        (6000, 1.0, False, "teacher takes 1.00 of the time when compiled, and runs without"),
+        (6000, 2.0, False, "teacher takes 2.00 of the time when compiled, and runs without"),
         (0, 0.5, False, ""),
     ],
 )
@@ -103,7 +103,7 @@ def test_a_compiler_that_fails_leaves_it_as_it_is(mode: str, monkeypatch: pytest
 
     answer, lines = compile_parts([dataclasses.replace(part, ask=ask)], mode, CPU, [4])
     assert answer == []
-    assert lines == [f"compile={mode}: teacher cannot be compiled (RuntimeError), as it is then"]
+    assert lines == [f"compile={mode}: teacher cannot be compiled (RuntimeError) and runs without"]
     assert part.module._compiled_call_impl is None
 
 

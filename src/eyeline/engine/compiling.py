@@ -75,13 +75,12 @@ def losses_part(distiller: Distiller, images: Callable[[int], Tensor], autocast:
         labels = torch.zeros(size, dtype=torch.int64, device=batch.device)
         with torch.no_grad(), evaluation_mode(distiller.student):
             shown = distiller.observe_student(batch, labels)
-        leaf = lambda tensor: tensor.detach().requires_grad_()  # noqa: E731
         shown = dataclasses.replace(
             shown,
-            logits=leaf(shown.logits),
-            features=tuple(map(leaf, shown.features)),
-            pre_activations=tuple(map(leaf, shown.pre_activations)),
-            class_maps=None if shown.class_maps is None else leaf(shown.class_maps),
+            logits=_leaf(shown.logits),
+            features=tuple(map(_leaf, shown.features)),
+            pre_activations=tuple(map(_leaf, shown.pre_activations)),
+            class_maps=None if shown.class_maps is None else _leaf(shown.class_maps),
         )
         return shown, distiller.target(batch, labels), labels
 
@@ -92,9 +91,14 @@ def losses_part(distiller: Distiller, images: Callable[[int], Tensor], autocast:
             shown, targets, labels = seen[size]
             total = distiller.objective(shown, targets, labels).total
         leaves = [shown.logits, *shown.features, *shown.pre_activations]
+        leaves += [] if shown.class_maps is None else [shown.class_maps]
         torch.autograd.grad(total, leaves, allow_unused=True)
 
     return Part("losses", distiller.objective, ask, steps, long=60.0)
+
+
+def _leaf(tensor: Tensor) -> Tensor:
+    return tensor.detach().requires_grad_()
 
 
 def compile_parts(
@@ -120,31 +124,34 @@ def compile_parts(
     if mode == "off" or (mode == "auto" and device.type not in ("cpu", "cuda")):
         return [], []
     _keep_compiled_code()
-    measured = mode == "auto" and device.type == "cpu"
+    choosing = mode == "auto" and device.type == "cpu"
     compiled, said = [], []
     for part in parts:
-        # compiled by its owner, perhaps
-        if measured and (part.module._compiled_call_impl is not None or not _may_gain(part, decided)):
-            continue
-        before = _seconds(part.ask, sizes[0]) if measured and decided is None else 0.0
-        if measured and decided is None and before * part.steps < part.long:
-            continue
+        before = None
+        if choosing:
+            if part.module._compiled_call_impl is not None:  # by its owner
+                continue
+            if decided is not None:
+                if part.name not in decided:
+                    continue
+            elif part.steps < _FEW_STEPS or (before := _seconds(part.ask, sizes[0])) * part.steps < part.long:
+                continue
         began = time.perf_counter()
         try:
             _compile(part, sizes, fold=part.constant and device.type == "cpu")
         except Exception as error:  # a compiler may fail in many ways; the run does not need it
             part.module._compiled_call_impl = None
             said.append(
-                f"compile={mode}: {part.name} cannot be compiled ({type(error).__name__}), as it is then"
+                f"compile={mode}: {part.name} cannot be compiled ({type(error).__name__}) and runs without"
             )
             continue
-        took = time.perf_counter() - began
-        if measured and decided is None:
+        if before is not None:
+            took = time.perf_counter() - began
             now = _seconds(part.ask, sizes[0])
             share = f"{now / before:.2f} of the time"
             if now >= before:
                 part.module._compiled_call_impl = None
-                said.append(f"compile=auto: {part.name} compiled takes {share}, as it is then")
+                said.append(f"compile=auto: {part.name} takes {share} when compiled, and runs without")
                 continue
             saved = (before - now) * part.steps
             shown = f"{saved / 60:.0f} minutes" if saved >= 120 else f"{saved:.0f} s"
@@ -155,19 +162,15 @@ def compile_parts(
     return compiled, said
 
 
-def _may_gain(part: Part, decided: Collection[str] | None) -> bool:
-    return part.steps >= _FEW_STEPS if decided is None else part.name in decided
-
-
 @contextmanager
-def restored(*networks: nn.Module | None) -> Iterator[None]:
-    """Afterwards the networks run as they did before, compiled by their owner or not."""
-    before = [(network, network._compiled_call_impl) for network in networks if network is not None]
+def restored(*modules: nn.Module | None) -> Iterator[None]:
+    """Afterwards networks and losses run as they did before, compiled by their owner or not."""
+    before = [(module, module._compiled_call_impl) for module in modules if module is not None]
     try:
         yield
     finally:
-        for network, call in before:
-            network._compiled_call_impl = call  # torch has no public way back
+        for module, call in before:
+            module._compiled_call_impl = call  # torch has no public way back
 
 
 def _compile(part: Part, sizes: Sequence[int], *, fold: bool) -> None:

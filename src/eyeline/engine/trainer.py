@@ -195,7 +195,10 @@ def _fit(
         keep_freed_memory()
     device.place(distiller)
     stream = training_stream(data, settings, device)
-    validation = lambda: evaluation_stream(data.validation, data, settings, device)  # noqa: E731
+
+    def validation() -> Iterator[Batch]:
+        return evaluation_stream(data.validation, data, settings, device)
+
     steps_per_epoch, total = stream.steps_per_epoch, settings.epochs * stream.steps_per_epoch
 
     state = folder.load_checkpoint()
