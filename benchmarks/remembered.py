@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -13,9 +13,12 @@ from eyeline.losses import Target
 from eyeline.memory import Encoded, Memory, target_names
 from measure import Result, Variant
 from step import (
+    COMPILED,
+    WHAT_COMPILED,
     Setup,
     eyeline_distiller,
     eyeline_step,
+    floor_of,
     interleave_steps,
     notes_on_others,
     other_workers,
@@ -48,20 +51,20 @@ def measure_remembered(
     samples = interleave_steps([ours, *other_workers(*shape)], rounds)
     title = f"Training step, teacher remembered, {' -> '.join(pair)}, {side} x {side}, batch {batch}"
     result = Result(title, "s", samples)
-    for end in ("", ", compiled")[: 1 + compiled]:
-        alone, teacher = _named(result, "student alone", end), _named(result, "teacher alone", end)
+    for end in COMPILED if compiled else ("",):
+        alone, teacher = (f"{who} alone{floor_of(end)}" for who in ("student", "teacher"))
         for method in METHODS:
-            remembered, live = (_named(result, f"{method} {kind}", end) for kind in ("remembered", "live"))
+            remembered, live = (f"{method} {kind}{end}" for kind in ("remembered", "live"))
             result.ratio(remembered, alone)
             result.ratio(remembered, live)
-            result.ratio(live, alone, teacher, label="floor")
+            result.ratio(live, alone, teacher, label=f"floor{floor_of(end)}")
             for own in (remembered, live):
                 for other in ("plain", "torchdistill", "torchdistill*"):
                     result.rate(own, f"{method} {other}", label=other)
         _add_study(result, end)
     result.notes = [
-        f"eyeline, student alone and teacher alone: {precision(device)}, channels_last, freed memory kept; "
-        "compiled: networks and losses, as the engine does in a long run where it measures a gain",
+        f"eyeline, student alone and teacher alone: {precision(device)}, channels_last, freed memory kept",
+        WHAT_COMPILED,
         "remembered: float16 rows of a view that is mapped from disk, decoded in the step",
         *notes_on_others(device),
         "floor: student alone (cross entropy, backward, SGD) + teacher alone (forward), in the same setting",
@@ -71,22 +74,18 @@ def measure_remembered(
     return result
 
 
-def _named(result: Result, name: str, end: str) -> str:
-    """The variant that runs compiled, where it does."""
-    return f"{name}{end}" if f"{name}{end}" in result.samples else name
-
-
 def _add_study(result: Result, end: str, seeds: int = 5) -> None:
     """The steps of a study with memory to those without, from the times of single steps."""
 
     def rounds(*names: str) -> list[tuple[float, ...]]:
-        return list(zip(*(result.samples[_named(result, name, end)] for name in names), strict=True))
+        return list(zip(*(result.samples[name] for name in names), strict=True))
 
-    above = rounds("student alone", *(f"{method} remembered" for method in METHODS))
-    below = rounds("student alone", *(f"{method} live" for method in METHODS))
+    alone, teacher = (f"{who} alone{floor_of(end)}" for who in ("student", "teacher"))
+    above = rounds(alone, *(f"{method} remembered{end}" for method in METHODS))
+    below = rounds(alone, *(f"{method} live{end}" for method in METHODS))
     result.ratios[f"steps of a study, with memory / without{end}"] = [
-        (seeds * sum(with_memory) + teacher) / (seeds * sum(without))
-        for with_memory, without, (teacher,) in zip(above, below, rounds("teacher alone"), strict=True)
+        (seeds * sum(with_memory) + once) / (seeds * sum(without))
+        for with_memory, without, (once,) in zip(above, below, rounds(teacher), strict=True)
     ]
 
 
@@ -95,18 +94,19 @@ def _our_steps(
 ) -> dict[str, Variant]:
     setup = Setup(teacher, student, batch, side, device)
     variants: dict[str, Variant] = {}
-    for end, compiling in (("", False), (", compiled", True))[: 1 + compiled]:
-        variants[f"teacher alone{end}"] = teacher_alone(setup, compiling)
+    for end, parts in COMPILED.items() if compiled else [("", ())]:
+        if floor_of(end) == end:
+            variants[f"teacher alone{end}"] = teacher_alone(setup, parts)
+            variants[f"student alone{end}"] = student_alone(setup, parts)
         for method in METHODS:
-            variants[f"{method} live{end}"] = eyeline_step(setup, method, compiling)
-        variants[f"student alone{end}"] = student_alone(setup, compiling)
+            variants[f"{method} live{end}"] = eyeline_step(setup, method, parts)
         for method in METHODS:
-            variants[f"{method} remembered{end}"] = remembered_step(setup, method, compiling)
+            variants[f"{method} remembered{end}"] = remembered_step(setup, method, parts)
     return variants
 
 
 def remembered_step(
-    setup: Setup, method: str, compiled: bool = False, layers: str | Sequence[str] = "auto"
+    setup: Setup, method: str, compiled: Collection[str] = (), layers: str | Sequence[str] = "auto"
 ) -> Variant:
     """The step with the targets of its images read from a memory, as the engine does."""
     distiller, optimizer = eyeline_distiller(setup, method, compiled, layers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,12 @@ from worker import Worker
 METHODS = ("at", "kd", "at+kd")
 PAIRS = (("wrn_40_2", "wrn_16_2"), ("wrn_16_2", "wrn_16_1"))
 """Teacher and student."""
+COMPILED = {
+    "": (),
+    ", losses compiled": ("losses",),
+    ", compiled": ("teacher", "losses", "student"),
+}
+"""What runs compiled, by the end of a variant's name."""
 CLASSES, BETA, ALPHA, TEMPERATURE = 100, 1000.0, 0.9, 4.0
 # a rate at which repeated steps on one batch of noise stay finite
 SGD = {"lr": 1e-3, "momentum": 0.9, "weight_decay": 5e-4}
@@ -71,17 +77,30 @@ def measure_step(
     samples = interleave_steps([ours, *other_workers(*shape)], rounds)
     result = Result(f"Training step, {' -> '.join(pair)}, {side} x {side}, batch {batch}", "s", samples)
     for method in METHODS:
-        for own, end in ((f"{method} eyeline", ""), (f"{method} compiled", ", compiled")):
-            result.ratio(own, f"student alone{end}", f"teacher alone{end}", label=f"floor{end}")
+        for end in COMPILED:
+            own = f"{method} eyeline{end}"
+            floor = floor_of(end)
+            result.ratio(own, f"student alone{floor}", f"teacher alone{floor}", label=f"floor{floor}")
             for other in ("plain", "torchdistill", "torchdistill*"):
                 result.ratio(own, f"{method} {other}", label=other)
     result.notes = [
-        f"eyeline and the floor: {precision(device)}, channels_last, freed memory kept, as its engine does; "
-        "compiled: networks and losses, as the engine does in a long run where it measures a gain",
+        f"eyeline and the floor: {precision(device)}, channels_last, freed memory kept, as its engine does",
+        WHAT_COMPILED,
         *notes_on_others(device),
         "floor: student alone (cross entropy, backward, SGD) + teacher alone (forward), in the same setting",
     ]
     return result
+
+
+WHAT_COMPILED = (
+    "compiled: networks and losses, or the losses alone, as the engine does in a long run where it measures "
+    "a gain"
+)
+
+
+def floor_of(end: str) -> str:
+    """The end of the name of the floor in the same setting, which has none of the losses compiled alone."""
+    return end if end == ", compiled" else ""
 
 
 def precision(device: str) -> str:
@@ -106,12 +125,12 @@ def our_steps(
     """eyeline's steps; the floor is ``student alone`` + ``teacher alone``."""
     setup = Setup(teacher, student, batch, side, device)
     variants = {}
-    for kind in ("eyeline", "compiled")[: 1 + compiled]:
-        end = ", compiled" if kind == "compiled" else ""
-        variants[f"student alone{end}"] = student_alone(setup, bool(end))
-        variants[f"teacher alone{end}"] = teacher_alone(setup, bool(end))
+    for end, parts in COMPILED.items() if compiled else [("", ())]:
+        if floor_of(end) == end:
+            variants[f"student alone{end}"] = student_alone(setup, parts)
+            variants[f"teacher alone{end}"] = teacher_alone(setup, parts)
         for method in METHODS:
-            variants[f"{method} {kind}"] = eyeline_step(setup, method, bool(end))
+            variants[f"{method} eyeline{end}"] = eyeline_step(setup, method, parts)
     return variants
 
 
@@ -144,7 +163,7 @@ def interleave_steps(workers: Sequence[Worker], rounds: int) -> dict[str, list[f
     return samples
 
 
-def student_alone(setup: Setup, compiled: bool = False) -> Variant:
+def student_alone(setup: Setup, compiled: Collection[str] = ()) -> Variant:
     """The floor's first part: cross entropy, backward, SGD."""
     student, _ = setup.networks(eyelines_format=True)
     optimizer = make_optimizer(setup.settings, list(student.parameters()))
@@ -154,12 +173,11 @@ def student_alone(setup: Setup, compiled: bool = False) -> Variant:
             loss = F.cross_entropy(student(setup.images_last).float(), setup.labels)
         update(optimizer, loss)
 
-    if compiled:
-        _compile(setup, Part("student", student, lambda size: step(), steps=1, long=0.0))
+    _compile(setup, compiled, Part("student", student, lambda size: step(), steps=1, long=0.0))
     return step
 
 
-def teacher_alone(setup: Setup, compiled: bool = False) -> Variant:
+def teacher_alone(setup: Setup, compiled: Collection[str] = ()) -> Variant:
     """The floor's second part."""
     _, teacher = setup.networks(eyelines_format=True)
 
@@ -167,13 +185,12 @@ def teacher_alone(setup: Setup, compiled: bool = False) -> Variant:
         with torch.no_grad(), setup.device.autocast():
             teacher(setup.images_last[:size])
 
-    if compiled:
-        _compile(setup, teacher_part(teacher, ask, 1))
+    _compile(setup, compiled, teacher_part(teacher, ask, 1))
     return lambda: ask(len(setup.images))
 
 
 def eyeline_distiller(
-    setup: Setup, method: str, compiled: bool = False, layers: str | Sequence[str] = "auto"
+    setup: Setup, method: str, compiled: Collection[str] = (), layers: str | Sequence[str] = "auto"
 ) -> tuple[Distiller, torch.optim.Optimizer]:
     """A distiller as the engine runs it, and its optimizer."""
     distiller = Distiller(*setup.networks(eyelines_format=True), method, layers, setup.shape)
@@ -184,24 +201,24 @@ def eyeline_distiller(
         with setup.device.autocast():
             distiller.target(setup.images_last[:size], setup.labels[:size])
 
-    if compiled:
+    def some(size: int) -> Tensor:
+        return setup.images_last[:size]
 
-        def some(size: int) -> Tensor:
-            return setup.images_last[:size]
-
-        teacher = teacher_part(distiller.teacher, ask, 1)
-        learning = (part(distiller, some, setup.device.autocast, 1) for part in (losses_part, student_part))
-        _compile(setup, teacher, *learning)
+    teacher = teacher_part(distiller.teacher, ask, 1)
+    learning = (part(distiller, some, setup.device.autocast, 1) for part in (losses_part, student_part))
+    _compile(setup, compiled, teacher, *learning)
     return distiller, optimizer
 
 
-def _compile(setup: Setup, *parts: Part) -> None:
+def _compile(setup: Setup, names: Collection[str], *parts: Part) -> None:
     """As the engine's ``compile=auto`` may do in a long run."""
-    compile_parts(parts, "on", setup.images.device, [len(setup.images)])
+    asked = [part for part in parts if part.name in names]
+    if asked:
+        compile_parts(asked, "on", setup.images.device, [len(setup.images)])
 
 
 def eyeline_step(
-    setup: Setup, method: str, compiled: bool = False, layers: str | Sequence[str] = "auto"
+    setup: Setup, method: str, compiled: Collection[str] = (), layers: str | Sequence[str] = "auto"
 ) -> Variant:
     """The step with a live teacher."""
     distiller, optimizer = eyeline_distiller(setup, method, compiled, layers)
