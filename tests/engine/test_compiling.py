@@ -17,6 +17,7 @@ from eyeline.distiller import Distiller
 from eyeline.engine import compiling
 from eyeline.engine.compiling import Part, compile_parts, losses_part, restored, student_part, teacher_part
 from networks import Smooth
+from tiny import tiny_net
 
 CPU = torch.device("cpu")
 
@@ -175,6 +176,21 @@ def test_a_teacher_of_constants_beside_a_student_that_trains(
     assert student._compiled_call_impl is teacher._compiled_call_impl is None
     assert distiller.objective._compiled_call_impl is None
     torch.testing.assert_close(flat(distiller.target(images[4])), eager[4], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("method", "differentiated"), [("ce", 1), ("kd", 1), ("at", 3), ("cam", 2), ("aft", 3)]
+)
+def test_losses_are_tried_with_the_gradient_of_all_they_look_at(
+    method: str, differentiated: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = torch.randn(4, 1, 12, 12)
+    distiller = Distiller(tiny_net(1), tiny_net(2), method, ("low", "high"), (1, 12, 12)).train()
+    answers: list[tuple[Tensor | None, ...]] = []
+    plain = torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", lambda *a, **o: answers.append(plain(*a, **o)))
+    losses_part(distiller, lambda size: images[:size], nullcontext, 10).ask(4)
+    assert sum(gradient is not None for gradient in answers[-1]) == differentiated
 
 
 def test_code_of_a_student_that_is_not_observed_serves_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
