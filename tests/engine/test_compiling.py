@@ -178,6 +178,36 @@ def test_a_teacher_of_constants_beside_a_student_that_trains(
     torch.testing.assert_close(flat(distiller.target(images[4])), eager[4], rtol=0, atol=0)
 
 
+def test_constants_are_those_of_the_weights_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inductor itself: a network with other weights from run to run, then compiled by its owner."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    torch.manual_seed(0)
+    teacher, images = Smooth().eval(), torch.randn(4, 2, 8, 8)
+
+    def ask(size: int) -> Tensor:
+        with torch.no_grad():
+            return teacher(images[:size])
+
+    graphs = []
+    for scale in (1.0, 3.0, 1.0):
+        with torch.no_grad():
+            teacher.head.weight.mul_(scale)
+        expected = ask(4)
+        with restored(teacher):
+            assert compile_parts([teacher_part(teacher, ask, 10)], "on", CPU, [4]) == (["teacher"], [])
+            torch.testing.assert_close(ask(4), expected, rtol=1e-4, atol=1e-5)
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[1] > graphs[0]
+    assert graphs[2] == graphs[1]  # of the same weights: nothing is compiled again
+    with torch.no_grad():
+        teacher.head.weight.mul_(3.0)
+    expected = ask(4)
+    teacher.compile()
+    torch.testing.assert_close(ask(4), expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("method", "differentiated"), [("ce", 1), ("kd", 1), ("at", 3), ("cam", 2), ("aft", 3)]
 )
@@ -197,7 +227,7 @@ def test_code_of_a_student_that_is_not_observed_serves_no_other(monkeypatch: pyt
     """The baseline of a study is compiled first; its code calls no hooks."""
     torch._dynamo.reset()
     plain = nn.Module.compile
-    monkeypatch.setattr(nn.Module, "compile", lambda m, **o: plain(m, backend="aot_eager", **o))
+    monkeypatch.setattr(nn.Module, "compile", lambda m, **o: plain(m, **{**o, "backend": "aot_eager"}))
     images, labels = torch.randn(4, 2, 8, 8), torch.tensor([0, 1, 2, 0])
     distillers = {
         method: Distiller(Smooth(), Smooth(), method, input_shape=(2, 8, 8)).train()

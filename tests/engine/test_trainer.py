@@ -335,7 +335,7 @@ def test_compiled_training_gives_the_same(tmp_path: Path, monkeypatch: pytest.Mo
 
     def eager(self: torch.nn.Module, *args: Any, **options: Any) -> None:
         compiled.append(type(self).__name__)
-        plain(self, *args, backend="aot_eager", **options)
+        plain(self, *args, **{**options, "backend": "aot_eager"})
 
     monkeypatch.setattr(torch.nn.Module, "compile", eager)
     same = {"method": "at+kd+hint", "epochs": 2}
@@ -369,7 +369,7 @@ def test_training_runs_the_very_code_that_was_compiled_before(
         graphs.append(counters["stats"]["unique_graphs"])
         return compiled
 
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda m, **o: plain(m, backend="aot_eager", **o))
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda m, **o: plain(m, **{**o, "backend": "aot_eager"}))
     monkeypatch.setattr(trainer, "_compile", counted)
     run(tmp_path, student=tiny_net(1), epochs=2, compile="on", precision=precision)
     assert graphs == [counters["stats"]["unique_graphs"]]

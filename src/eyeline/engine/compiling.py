@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from eyeline.distiller import Distiller
 from eyeline.layers import evaluation_mode
 from eyeline.losses import Target
+from eyeline.memory import weights_hash
 from eyeline.observe import Observation
 
 _FEW_STEPS = 200  # in which to measure would cost more than it could tell
@@ -177,13 +179,30 @@ def _compile(part: Part, sizes: Sequence[int], *, fold: bool) -> None:
     from torch._dynamo import config as dynamo
     from torch._inductor import config as inductor
 
-    part.module.compile(dynamic=False)
+    part.module.compile(dynamic=False, **({"backend": _folding_backend(part.module)} if fold else {}))
     # the methods of a study are one function, compiled for each; code without the hooks of an observer must
     # not serve a network with them; only a teacher may become constants
     guards = dynamo.patch(recompile_limit=256, skip_nnmodule_hook_guards=False)
     with guards, inductor.patch(freezing=fold):
         for size in sizes:
             part.ask(size)
+
+
+def _folding_backend(network: nn.Module) -> Callable[..., Any]:
+    """Inductor, as an object of its own for these weights: torch looks compiled code up by its backend, and
+    would serve a network the constants of weights that it had before."""
+    weights = weights_hash(network)
+    known = _folded.get(network)
+    if known is None or known[0] != weights:
+
+        def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+            return torch._dynamo.lookup_backend("inductor")(graph, inputs)
+
+        _folded[network] = known = (weights, backend)
+    return known[1]
+
+
+_folded: WeakKeyDictionary[nn.Module, tuple[str, Callable[..., Any]]] = WeakKeyDictionary()
 
 
 def _seconds(ask: Callable[[int], object], size: int) -> float:
