@@ -15,7 +15,7 @@ help:
 	@echo "make clean      remove the virtual environment and caches"
 
 demo: .venv/ready
-	$(BIN)/eyeline demo $(if $(wildcard runs/demo/study.json),--overwrite true,$(if $(wildcard runs/demo/recipe.yaml),--resume true)) $(ARGS)
+	$(BIN)/eyeline demo $(if $(findstring overwrite,$(ARGS))$(findstring resume,$(ARGS)),,--resume true) $(ARGS)
 
 test: .venv/ready-dev
 	$(BIN)/python -m pytest $(ARGS)

@@ -259,6 +259,10 @@ def test_refused_before_any_work_and_nothing_is_left_behind() -> None:
         Distiller(student, None, "at")
     with pytest.raises(InputError, match="the same object"):
         Distiller(student, student)
+    with pytest.raises(InputError, match=r"student is 'resnet20'; expected an nn.Module"):
+        Distiller("resnet20", teacher)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"teacher is 'resnet56'; expected an nn.Module"):
+        Distiller(student, "resnet56")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="unknown loss 'att'"):
         Distiller(student, teacher, "att")
     with pytest.raises(InputError, match="did you mean 'stage2'"):

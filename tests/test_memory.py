@@ -16,7 +16,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from eyeline import memory as module
 from eyeline.distiller import Distiller
@@ -151,6 +151,18 @@ def test_one_forward_pass_serves_all_methods() -> None:
     assert shared.bytes_per_image(images, "float16") == 2 * (3 + 1) + 2 * 2 * (144 + 1 + 36 + 1)
 
 
+def test_hooks_of_its_own_are_taken_off() -> None:
+    teacher = tiny_net(2)
+    methods = ["at", "cam"]  # no observer of theirs sees maps and class maps
+    distillers = [Distiller(tiny_net(1), teacher, m, ["low", "high"], (1, 12, 12)) for m in methods]
+    before = sum(len(module._forward_hooks) for module in teacher.modules())
+    with SharedTeacher(distillers) as shared:
+        found = shared.targets(torch.randn(3, 1, 12, 12), torch.zeros(3, dtype=torch.int64), shared.losses)
+        assert len(found) == 2
+        assert sum(len(module._forward_hooks) for module in teacher.modules()) > before
+    assert sum(len(module._forward_hooks) for module in teacher.modules()) == before
+
+
 def test_a_target_needs_a_row_an_image(monkeypatch: Any) -> None:
     monkeypatch.setattr(AttentionTransfer, "target", lambda self, seen: {"mean": torch.zeros(1)})
     distiller = Distiller(tiny_net(1), tiny_net(2), "at", ["low", "high"], (1, 12, 12))
@@ -165,6 +177,24 @@ def test_the_hash_of_the_weights_sees_every_bit_and_no_layout() -> None:
     assert weights_hash(tiny_net(3)) != before
     network.low[1].running_mean[0] += 1e-7  # type: ignore[index, operator]
     assert weights_hash(network) != before
+
+
+def test_the_hash_sees_what_no_checkpoint_holds() -> None:
+    class Shifted(nn.Module):
+        def __init__(self, mean: float, after: nn.Module, note: object = None) -> None:
+            super().__init__()
+            self.register_buffer("mean", torch.tensor(mean), persistent=False)
+            self.after, self.note = after, note
+
+        def extra_repr(self) -> str:
+            return f"note={self.note!r}"
+
+    before = weights_hash(Shifted(0.0, nn.ReLU()))
+    assert weights_hash(Shifted(0.0, nn.ReLU())) == before
+    assert weights_hash(Shifted(3.0, nn.ReLU())) != before
+    assert weights_hash(Shifted(0.0, nn.GELU())) != before
+    prints_its_address = [weights_hash(Shifted(0.0, nn.ReLU(), note)) for note in (object(), object())]
+    assert prints_its_address[0] == prints_its_address[1] != before
 
 
 # --- the folder ---------------------------------------------------------------------------------------------
@@ -219,6 +249,17 @@ def test_asked_once_then_mapped(tmp_path: Path) -> None:
     ]
 
 
+def test_a_memory_that_was_changed_meanwhile_is_left_as_it_is(tmp_path: Path) -> None:
+    ours = opened(tmp_path / "m")  # nothing is there yet
+    check(opened(tmp_path / "m", teacher="1" * 64), 0, "a", asked=[["a"]])
+    said: list[str] = []
+    ours.say = said.append
+    with pytest.raises(InputError, match="remembers something else"):
+        ours.view(0, ["a"], Source(0))
+    assert said == []
+    check(opened(tmp_path / "m", teacher="1" * 64), 0, "a", asked=[])
+
+
 def test_another_key_is_named(tmp_path: Path) -> None:
     check(opened(tmp_path / "m"), 0, "a", asked=[["a"]])
     with pytest.raises(
@@ -228,8 +269,8 @@ def test_another_key_is_named(tmp_path: Path) -> None:
     ):
         opened(tmp_path / "m", teacher="1" * 64, view_seed=3)
     file = tmp_path / "m" / "memory.json"
-    file.write_text(file.read_text().replace('"format": 1', '"format": 9'))
-    with pytest.raises(InputError, match=r"\(format was 9, is 1\)"):
+    file.write_text(file.read_text().replace('"format": 2', '"format": 9'))
+    with pytest.raises(InputError, match=r"\(format was 9, is 2\)"):
         opened(tmp_path / "m")
 
 

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import nn
 
 import eyeline
+from eyeline import jobs
 from eyeline.cli import main
 from eyeline.data.loaders import evaluation_batches
 from eyeline.data.sources import ImageData, MemorySplit, load_data
@@ -645,9 +646,36 @@ def test_a_student_with_nothing_to_train(tmp_path: Path) -> None:
 
 
 def test_a_teacher_that_cannot_take_the_images_is_named(tmp_path: Path) -> None:
-    teacher = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
-    with pytest.raises(InputError, match="Sequential cannot take the images of tiny, which are 1x12x12"):
-        eyeline.distill(tiny_net(1), teacher, tiny_data(), str(tmp_path / "run"), **SHORT)
+    cases = ((nn.Conv2d(3, 4, 3), "it takes 3 channels"), (nn.Conv2d(1, 4, 13), "Calculated padded .*"))
+    for first, why in cases:
+        teacher = nn.Sequential(first, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+        with pytest.raises(
+            InputError, match=rf"Sequential .*are 1x12x12 \({why}\); train one on this data: eyeline"
+        ):
+            eyeline.distill(tiny_net(1), teacher, tiny_data(), str(tmp_path / "run"), **SHORT)
+
+
+@pytest.mark.parametrize("verb", ["train", "distill", "study"])
+def test_a_taken_folder_is_refused_before_any_work(
+    tmp_path: Path, verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = str(tmp_path / "run")
+    eyeline.train(tiny_net(1), tiny_data(), out, **SHORT)
+    for asked_later in ("_network", "_teacher", "_memory"):
+        monkeypatch.setattr(jobs, asked_later, None)
+    start = {
+        "train": lambda **how: eyeline.train(tiny_net(1), tiny_data(), out, **SHORT, **how),
+        "distill": lambda **how: eyeline.distill(
+            tiny_net(1), tiny_net(2), tiny_data(), out, memory=str(tmp_path / "memory"), **SHORT, **how
+        ),
+        "study": lambda **how: eyeline.study(
+            tiny_net(1), tiny_net(2), tiny_data(), out, memory=str(tmp_path / "memory"), **SHORT, **how
+        ),
+    }[verb]
+    with pytest.raises(InputError, match="holds a run already"):
+        start()
+    with pytest.raises(InputError, match="not both"):
+        start(resume=True, overwrite=True)
 
 
 def test_a_run_that_ends_in_nan_is_not_finished(tmp_path: Path) -> None:

@@ -59,6 +59,12 @@ class Distiller(nn.Module):
         input_shape: tuple[int, int, int] | None = None,
     ) -> None:
         super().__init__()
+        for who, network in (("student", student), ("teacher", teacher)):
+            if not isinstance(network, nn.Module | None):
+                raise InputError(
+                    f"{who} is {network!r}; expected an nn.Module, as eyeline.create_model(NAME) and "
+                    "eyeline.load(RUN) make"
+                )
         self.objective = Objective(method)
         if teacher is None and self.objective.needs_teacher:
             raise InputError(f"method {method!r} needs a teacher; none was given")

@@ -37,7 +37,10 @@ from eyeline.engine.run import (
     RunFolder,
     environment,
     is_main_process,
+    is_run,
+    is_taken,
     plain,
+    remove_run,
 )
 from eyeline.engine.trainer import (
     Device,
@@ -78,12 +81,14 @@ def train(
     if settings.memory is not None:
         raise InputError("memory is for what a teacher answers; train has no teacher")
     data = _data(recipe["data"], settings)
+    path = _out(
+        out, "train", [_shown(recipe["model"]), data.name, f"seed-{settings.seed}"], resume, overwrite
+    )
     network = _seeded(
         settings.seed,
         lambda: _network(recipe["model"], data, settings, recipe["pretrained"], recipe["weights"]),
     )
-    path = _out(out, "train", [_shown(recipe["model"]), data.name, f"seed-{settings.seed}"])
-    folder = _folder(path, "train", settings, recipe, resume, overwrite)
+    folder = _folder(path, "train", settings, recipe, resume, overwrite, _inputs(data))
     return _run("train", folder, recipe["model"], network, None, data, BASELINE, "auto", settings)
 
 
@@ -92,17 +97,17 @@ def distill(
 ) -> Run:
     method = resolve_method(recipe["method"])
     data = _data(recipe["data"], settings)
+    parts = [_shown(recipe["student"]), method_name(method), data.name, f"seed-{settings.seed}"]
+    path = _out(out, "distill", parts, resume, overwrite)
     teacher = _teacher(recipe["teacher"], data, recipe["teacher_weights"])
     student = _seeded(
         settings.seed, lambda: _network(recipe["student"], data, settings, False, recipe["student_weights"])
     )
-    parts = [_shown(recipe["student"]), method_name(method), data.name, f"seed-{settings.seed}"]
-    path = _out(out, "distill", parts)
     # every mistake shows before a folder is made
     with _check(student, teacher, method, recipe["layers"], data, settings) as distiller:
         memory, settings = _memory([distiller], data, settings, path, overwrite)
     recipe = {**recipe, "method": method}
-    folder = _folder(path, "distill", settings, recipe, resume, overwrite)
+    folder = _folder(path, "distill", settings, recipe, resume, overwrite, _inputs(data, teacher))
     return _run(
         "distill",
         folder,
@@ -129,11 +134,11 @@ def study(
     parallel = recipe["parallel"]
     _check_parallel(parallel, recipe, settings)
     data = _data(recipe["data"], settings)
-    teacher = _teacher(recipe["teacher"], data, recipe["teacher_weights"])
     student = recipe["student"]
+    path = _out(out, "study", [_shown(student), data.name], resume, overwrite)
+    teacher = _teacher(recipe["teacher"], data, recipe["teacher_weights"])
     make = functools.partial(_network, student, data, settings)
     example = make()
-    path = _out(out, "study", [_shown(student), data.name])
     if len({_file_name(name).casefold() for name in methods}) < len(methods):
         raise InputError(
             f"methods {list(methods)} have names that make one folder; expected names that differ"
@@ -146,10 +151,15 @@ def study(
         ]
         memory, settings = _memory(distillers, data, settings, path, overwrite)
         recipe = {**recipe, "methods": methods, "seeds": seeds}
-        record = RunFolder(path, _complete("study", recipe, settings), resume=resume, overwrite=overwrite)
+        inputs = _inputs(data, teacher)
+        complete = _complete("study", recipe, settings)
+        record = RunFolder(path, complete, resume=resume, overwrite=overwrite, inputs=inputs)
         done = all((path / _file_name(n) / f"seed-{s}" / RESULT).exists() for n in methods for s in seeds)
+        if done:
+            _say(f"all {len(methods) * len(seeds)} runs of {path} are done; --overwrite trains them anew")
         if memory is not None and not done and Device.of(settings).fabric.world_size == 1:
-            fill(memory, distillers, data, settings)  # one forward pass a view for all methods and seeds
+            # one forward pass a view for all methods and seeds
+            fill(memory, distillers, data, settings, again="the same command and --resume goes on")
     plan: list[_Planned] = []
     for number, seed in enumerate(seeds, 1):
         for name, method in methods.items():
@@ -163,7 +173,7 @@ def study(
         _train_apart(parallel, plan, example, data)
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in methods}
     for name, label, place, arguments, seeded in plan:
-        folder = RunFolder(place, _complete("distill", arguments, seeded), resume=True)
+        folder = RunFolder(place, _complete("distill", arguments, seeded), resume=True, inputs=inputs)
         run = _run(
             "distill",
             folder,
@@ -315,6 +325,8 @@ def demo(out: Path, seeds: int | list[int] | None, full: bool, *, resume: bool, 
         teacher = recipe.pop("train_teacher")
         place = out / "teacher"
         if not (place / RESULT).exists() or overwrite:
+            if overwrite and is_run(out / "study"):
+                remove_run(out / "study")  # of the teacher that is replaced
             settings = {k: v for k, v in teacher.items() if k not in ("model", "data")}
             train(
                 {"model": teacher["model"], "data": teacher["data"], "pretrained": False, "weights": None},
@@ -442,16 +454,14 @@ def _run(
         console.print(f"{len(data.skipped)} unreadable images of {data.name} were left out")
     network = teacher.network if teacher else None
     shape = _image_shape(data, settings)
-    # a loss's learnable parts depend on the seed alone, as the student does
-    distiller = _seeded(settings.seed, lambda: Distiller(student, network, method, layers, shape))
-    try:
-        device = fit(distiller, data, settings, folder, memory=memory, label=label)
-    finally:
-        distiller.close()
-    if is_main_process():
-        result = _finish(
-            verb, folder, given, student, teacher, data, method, layers, settings, device, distiller.pairs
-        )
+    with folder.claimed():
+        # a loss's learnable parts depend on the seed alone, as the student does
+        with _seeded(settings.seed, lambda: Distiller(student, network, method, layers, shape)) as distiller:
+            device = fit(distiller, data, settings, folder, memory=memory, label=label)
+        if is_main_process():
+            result = _finish(
+                verb, folder, given, student, teacher, data, method, layers, settings, device, distiller.pairs
+            )
     device.fabric.barrier()
     figures = result if is_main_process() else folder.result or {}
     return Run(folder.path, figures, _own(given, student))
@@ -666,9 +676,13 @@ def _check(
         probe_output(teacher.network, shape)
     except InputError as error:
         size = "x".join(map(str, shape))
+        first = next((m for m in teacher.network.modules() if isinstance(m, nn.Conv2d)), None)
+        why = str(error.__cause__ or error).partition("\n")[0]
+        if first is not None and first.in_channels != data.channels:
+            why = f"it takes {first.in_channels} channels"
         raise InputError(
-            f"teacher {teacher.name} cannot take the images of {data.name}, which are {size}: "
-            f"{error.__cause__ or error}"
+            f"teacher {teacher.name} cannot take the images of {data.name}, which are {size} ({why}); "
+            f"train one on this data: eyeline train --model NAME --data {data.name}"
         ) from error
 
     def make(network: nn.Module) -> Distiller:
@@ -710,15 +724,23 @@ def _memory(
         raise InputError(
             f"memory {settings.memory} is the folder of the run, or around it; choose one of its own"
         )
-    device, teacher = Device.of(settings), SharedTeacher(distillers)
-    device.place(teacher.network)
+    anew = overwrite and place == folder.parent  # it goes with the run that is replaced
+    device = Device.of(settings)
     shape = _image_shape(data, settings)
     pixels = data.train.pixels if isinstance(data.train, FileSplit) else None
+    network = next(d.teacher for d in distillers if d.teacher is not None)
+    device.place(network)
+    for name, module in network.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            raise InputError(
+                f"{name} of the teacher keeps no running statistics (track_running_stats=False), so what it "
+                "answers for an image depends on the others of its batch: leave memory out"
+            )
     memory = Memory(
         settings.memory,
         {
-            "teacher": weights_hash(teacher.network),
-            "data": data.fingerprint("train"),
+            "teacher": weights_hash(network),
+            "data": data.fingerprint("train", times=True),
             "images": len(data.train),
             "augmentation": augmentation(data, settings),
             "image_size": shape,
@@ -732,9 +754,9 @@ def _memory(
         },
         len(data.train),
         say=_say,
-        anew=overwrite and place is not None and place in folder.parents,
+        anew=anew,
     )
-    with device.autocast():
+    with device.autocast(), SharedTeacher(distillers) as teacher:
         some = torch.zeros(2, *shape, device=device.torch_device)
         size = len(data.train) * teacher.bytes_per_image(some, settings.memory_precision)
     room = int(settings.memory_budget * 1e9 / size)
@@ -747,11 +769,11 @@ def _memory(
             "or --memory_precision uint8"
         )
     settings = dataclasses.replace(settings, views=views)
-    missing = len(memory.missing(teacher.losses, views))
+    missing = views if anew else len(memory.missing(teacher.losses, views))
     if missing and device.fabric.world_size > 1:
         raise InputError(
             f"{missing} of {views} views are not in {settings.memory}, and several devices do not fill a "
-            "memory; fill it first with eyeline remember"
+            f"memory; fill {'one outside of ' + str(out) if anew else 'it'} first with eyeline remember"
         )
     if missing and not memory.can_be_written():
         raise InputError(
@@ -895,13 +917,25 @@ def _folder(
     recipe: Mapping[str, Any],
     resume: bool,
     overwrite: bool,
+    inputs: Mapping[str, str],
 ) -> RunFolder:
     _keep(path, overwrite, *(recipe.get(name) for name in ("model", "student", "teacher")))
-    return RunFolder(path, _complete(verb, recipe, settings), resume=resume, overwrite=overwrite)
+    complete = _complete(verb, recipe, settings)
+    return RunFolder(path, complete, resume=resume, overwrite=overwrite, inputs=inputs)
 
 
-def _out(out: str | None, verb: str, parts: Sequence[str]) -> Path:
-    return Path(out) if out is not None else Path("runs") / _file_name("-".join([verb, *parts]))
+def _inputs(data: ImageData, teacher: _Teacher | None = None) -> dict[str, str]:
+    """Hashes of what may change under a recipe that stays the same."""
+    return {"data": data.fingerprint()} | (
+        {} if teacher is None else {"teacher": weights_hash(teacher.network)}
+    )
+
+
+def _out(out: str | None, verb: str, parts: Sequence[str], resume: bool, overwrite: bool) -> Path:
+    path = Path(out) if out is not None else Path("runs") / _file_name("-".join([verb, *parts]))
+    if is_main_process():
+        is_taken(path.expanduser(), resume=resume, overwrite=overwrite)  # refused before any work
+    return path
 
 
 def _keep(path: Path, overwrite: bool, *inputs: Any) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from eyeline.losses import Loss, Target
 from eyeline.observe import Observer
 
 KEY = "memory.json"
-_FORMAT = 1
+_FORMAT = 2
 _KIND = "memory"
 
 
@@ -143,7 +144,10 @@ def target_names(distiller: Distiller) -> dict[str, str]:
 
 
 class SharedTeacher:
-    """The teacher of several distillers, and all that can be remembered of it: ``losses`` by target name."""
+    """The teacher of several distillers, and all that can be remembered of it: ``losses`` by target name.
+
+    Leaving a ``with`` takes off the hooks that are not those of a distiller.
+    """
 
     network: nn.Module
     losses: dict[str, Loss]
@@ -162,22 +166,28 @@ class SharedTeacher:
             for observer, d in zip(observers, asking, strict=True)
             if observer.layers == layers and all(d.objective.needs(what) for what in needed)
         ]
-        self.observe = (
-            enough[0]
-            if enough
-            else Observer(
+        self._own = None
+        if not enough:
+            self._own = Observer(
                 self.network,
                 [layer.name for layer in layers],
                 asking[0].input_shape,
                 pre_activations="pre_activations" in needed,
                 class_maps="class_maps" in needed,
             )
-        )
+        self.observe = self._own or enough[0]
         self.losses = {
             name: distiller.objective.targeted[term]
             for distiller in distillers
             for term, name in target_names(distiller).items()
         }
+
+    def __enter__(self) -> SharedTeacher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._own is not None:
+            self._own.close()
 
     def targets(self, images: Tensor, labels: Tensor, names: Collection[str]) -> dict[str, Target]:
         """Of one forward pass on ``images`` ``[N, C, H, W]`` of ``labels`` ``[N]``: those that are named."""
@@ -203,9 +213,11 @@ class SharedTeacher:
 
 
 def weights_hash(network: nn.Module) -> str:
-    """SHA-256 of a network's parameters and buffers, by name."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
+    """SHA-256 of a network's structure as it prints itself, and of its parameters and buffers, by name."""
+    # an object that has no text of its own prints its address
+    digest = hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", repr(network)).encode())
+    tensors = {**network.state_dict(), **dict(network.named_buffers())}  # those that are not saved, too
+    for name, tensor in sorted(tensors.items()):
         if isinstance(tensor, Tensor):
             _update(digest, name, tensor)
     return digest.hexdigest()
@@ -316,6 +328,7 @@ class Memory:
             InputError: meanwhile the folder holds the memory of something else.
             TrainingStopped: a file cannot be read.
         """
+        self._check()
         stored = {name: self._recalled(name, view) for name in names}
         lacking = [name for name, encoded in stored.items() if encoded is None]
         found = {name: encoded for name, encoded in stored.items() if encoded is not None}

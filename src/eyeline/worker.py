@@ -27,25 +27,19 @@ def main() -> None:
     os.dup2(2, 1)
     console.quiet = True
     signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the shell had it ignored
-    tasks: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-    busy = threading.Event()
-    threading.Thread(target=_listen, args=(lines, tasks, busy), daemon=True).start()
+    tasks: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(lines, tasks), daemon=True).start()
     try:
-        while (task := tasks.get()) is not None:
-            busy.set()
-            answer = _do(json.loads(task))
-            busy.clear()
-            print(json.dumps(answer), file=answers, flush=True)
+        while True:
+            print(json.dumps(_do(json.loads(tasks.get()))), file=answers, flush=True)
     except KeyboardInterrupt:
         pass
 
 
-def _listen(lines: TextIO, tasks: queue.SimpleQueue[str | None], busy: threading.Event) -> None:
+def _listen(lines: TextIO, tasks: queue.SimpleQueue[str]) -> None:
     for line in lines:
         tasks.put(line)
-    tasks.put(None)
-    if busy.is_set():  # nobody waits for the answer: stop as for Ctrl-C, with a checkpoint
-        os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGINT)  # nobody waits for an answer: stop as for Ctrl-C, with a checkpoint
 
 
 def _do(task: dict[str, Any]) -> tuple[str | None, str]:

@@ -79,22 +79,37 @@ def test_the_error_of_a_run_arrives_and_ends_the_others(tmp_path: Path, study: d
 
 
 def test_a_study_that_is_stopped_goes_on(tmp_path: Path, study: dict[str, Any]) -> None:
-    # every run would take minutes; each process is asked to stop, as by Ctrl-C in a terminal
-    study = {**study, "epochs": 100_000, "checkpoint_every": 1, "parallel": 2, "out": str(tmp_path / "study")}
-    # what a background job inherits ignores the signal
+    whole = eyeline.study(**{**study, "epochs": 40}, out=str(tmp_path / "whole"), parallel=1)
+    study = {**study, "epochs": 40, "checkpoint_every": 1, "parallel": 2, "out": str(tmp_path / "study")}
+    # each process is asked to stop, as by Ctrl-C; what a background job inherits ignores the signal
     handler = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     code = f"{handler}; import eyeline; eyeline.study(**{study!r})"
     with subprocess.Popen(
         [sys.executable, "-c", code], start_new_session=True, stderr=subprocess.PIPE
     ) as started:
         deadline = time.monotonic() + 120
-        while len(list(tmp_path.rglob("last.ckpt*"))) < 2 and time.monotonic() < deadline:
-            time.sleep(0.2)
+        while len(list(tmp_path.rglob("last.ckpt"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.02)
         started.send_signal(signal.SIGINT)
         _, said = started.communicate(timeout=60)
     # all that held the pipe have ended, the workers too
     assert b"stopped with 0 of 3 runs done" in said
-    assert len(list(tmp_path.rglob("last.ckpt*"))) >= 2
+    assert b"continue with the same command and --resume" in said
+    cut = list(tmp_path.rglob("last.ckpt"))
+    assert len(cut) == 2
+    assert all(torch.load(file, weights_only=True)["step"] < 40 * 3 for file in cut)
+    done = eyeline.study(**study, resume=True)
+    assert students(done.folder) == students(whole.folder)
+    assert done.result["methods"] == whole.result["methods"]
+
+
+@pytest.mark.parametrize(("how", "said"), [("kill -9 $$", r"killed \(SIGKILL\)"), ("exit 3", "status 3")])
+def test_a_process_that_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, said: str) -> None:
+    (tmp_path / "python").write_text(f"#!/bin/sh\n{how}\n")
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(TrainingStopped, match=rf"{said}; .* continue with .*--resume, .*--parallel 1"):
+        processes.run_apart([{}, {}, {}], 2, lambda number: None)
 
 
 def test_what_cannot_be_several(tmp_path: Path, study: dict[str, Any]) -> None:

@@ -64,6 +64,9 @@ class Counted(TinyNet):
 
     calls = 0
 
+    def _get_name(self) -> str:
+        return "TinyNet"  # the same network to a memory
+
     def forward(self, images: Tensor) -> Tensor:
         if len(images) in (7, 8):  # not the probes and the evaluations
             self.calls += 1
@@ -364,6 +367,7 @@ def test_one_changed_file(tmp_path: Path) -> None:
     assert same(live, run("one"))
     assert same(live, run("two"))  # the folder is as it was
     fingerprint = json.loads((tmp_path / "m" / "memory.json").read_text())["key"]["data"]
+    first = int((tmp_path / "images" / "dark" / "0.png").stat().st_mtime)
     with (tmp_path / "images" / "dark" / "0.png").open("ab") as file:
         file.write(b"\0")
     data = load_data(f"folder:{tmp_path / 'images'}", Settings(image_size=16))
@@ -371,6 +375,14 @@ def test_one_changed_file(tmp_path: Path) -> None:
         pytest.fail("the changed image is not one of the training images; choose another")
     with pytest.raises(InputError, match=rf"remembers something else \(data was '{fingerprint}', is '"):
         run("three")
+    # as many bytes as before, at another time: other pixels
+    changed = tmp_path / "images" / "dark" / "0.png"
+    os.truncate(changed, changed.stat().st_size - 1)
+    os.utime(changed, (first, first))
+    assert same(live, run("four"))
+    os.utime(changed, (first + 1, first + 1))
+    with pytest.raises(InputError, match=rf"remembers something else \(data was '{fingerprint}', is '"):
+        run("five")
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: Any) -> None:
@@ -393,6 +405,40 @@ def test_several_devices_read_but_do_not_fill(tmp_path: Path, filled: Path) -> N
     with pytest.raises(InputError, match=r"4 of 4 views are not in .*fill it first with eyeline remember"):
         distill(tmp_path / "run", memory=str(tmp_path / "m"), devices=2)
     assert not (tmp_path / "m").exists()
+
+
+def test_a_teacher_that_looks_at_the_whole_batch(tmp_path: Path) -> None:
+    teacher = tiny_net(2)
+    teacher.low[1] = nn.BatchNorm2d(teacher.low[1].num_features, track_running_stats=False)  # type: ignore[index, operator, arg-type]
+    with pytest.raises(InputError, match=r"low\.1 of the teacher keeps no running statistics"):
+        distill(tmp_path / "run", teacher, memory=str(tmp_path / "m"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_is_replaced_with_the_memory_in_its_folder_and_no_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for place in ("memory", "deep/memory"):
+        run = tmp_path / place.partition("/")[0] / "run"
+        memory = str(run / place)
+        distill(run, memory=memory)
+        capsys.readouterr()
+        before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+        if place == "memory":
+            distill(run, tiny_net(3), memory=memory, overwrite=True)
+            assert "; 4 to be filled" in capsys.readouterr().err
+        else:  # it is not looked for so deep
+            with pytest.raises(InputError, match="remembers something else"):
+                distill(run, tiny_net(3), memory=memory, overwrite=True)
+            assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
+    with pytest.raises(InputError, match=rf"fill one outside of {tmp_path / 'memory' / 'run'} first"):
+        distill(
+            tmp_path / "memory" / "run",
+            memory=str(tmp_path / "memory" / "run" / "memory"),
+            overwrite=True,
+            devices=2,
+        )
+    assert (tmp_path / "memory" / "run" / "result.json").exists()
 
 
 def test_a_memory_that_is_the_run_s_folder(tmp_path: Path) -> None:

@@ -164,6 +164,20 @@ def test_a_killed_distillation_goes_on_to_the_same_student(tmp_path: Path) -> No
     assert not (tmp_path / "cut" / "last.ckpt").exists()
 
 
+def test_two_processes_go_on_to_the_same_figures(tmp_path: Path) -> None:
+    words = ["train", "wrn_10_1", *RECIPE, "--devices", "2"]
+    whole = cut_off(99, "after", *words, "--out", str(tmp_path / "whole"))
+    assert whole.returncode == 0, whole.stderr
+    cut = cut_off(1, "after", *words, "--out", str(tmp_path / "cut"))  # at step 2 of 3 of the first epoch
+    assert cut.returncode == -9, cut.stderr
+    assert torch.load(tmp_path / "cut" / "last.ckpt", weights_only=True)["sums"][-1] == 40
+    resumed = cut_off(99, "after", *words, "--out", str(tmp_path / "cut"), "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    for one, other in zip(metrics(tmp_path / "whole"), metrics(tmp_path / "cut"), strict=True):
+        for name, value in one.items():
+            assert float(other[name]) == pytest.approx(float(value), rel=1e-9), name
+
+
 @pytest.mark.parametrize("how", ["term", "int"])
 def test_a_signal_saves_and_says_how_to_go_on(tmp_path: Path, how: str) -> None:
     words = ["train", "wrn_10_1", *RECIPE, "--out", str(tmp_path / "run")]
@@ -190,6 +204,10 @@ def test_resume_of_a_finished_run_answers_at_once(tmp_path: Path, whole: Path, m
         distill(whole, resume=True, learning_rate=0.1)
     with pytest.raises(InputError, match="holds a run already"):
         distill(whole)
+    with pytest.raises(InputError, match="another content of teacher"):
+        eyeline.distill(tiny_net(1), tiny_net(3), tiny_data(), str(whole), **SETTINGS, resume=True)
+    with pytest.raises(InputError, match="another content of data"):
+        eyeline.distill(tiny_net(1), tiny_net(2), tiny_data(49), str(whole), **SETTINGS, resume=True)
 
 
 def test_a_checkpoint_of_another_network(tmp_path: Path, monkeypatch: Any) -> None:

@@ -49,7 +49,7 @@ def test_a_new_folder_holds_recipe_and_environment(tmp_path: Path) -> None:
         "learning_rate": 1e-5,
         "workers": None,
     }
-    assert json.loads((run.path / "environment.json").read_text()) == environment()
+    assert json.loads((run.path / "environment.json").read_text()) == environment() | {"inputs": {}}
     assert environment()["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert run.result is None
 
@@ -62,9 +62,17 @@ def test_a_run_that_is_there_is_not_touched(tmp_path: Path) -> None:
     assert contents(tmp_path) == before
 
 
+def test_a_run_is_continued_or_replaced_not_both(tmp_path: Path) -> None:
+    finished(tmp_path)
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match=r"resume and overwrite: .*not both"):
+        RunFolder(tmp_path, RECIPE, resume=True, overwrite=True)
+    assert contents(tmp_path) == before
+
+
 def test_resume_leaves_a_finished_run_as_it_is(tmp_path: Path) -> None:
     finished(tmp_path)
-    (tmp_path / "environment.json").write_text('"of then"')
+    (tmp_path / "environment.json").write_text('{"of": "then"}')
     before = contents(tmp_path)
     assert RunFolder(tmp_path, {**RECIPE, "workers": 3}, resume=True).result == {"kind": "run"}
     assert contents(tmp_path) == before
@@ -133,8 +141,54 @@ def test_what_a_killed_process_left_is_cleared(tmp_path: Path) -> None:
     (tmp_path / ".recipe.yaml.123.part").write_text("ha")
     RunFolder(tmp_path, RECIPE)
     (tmp_path / ".last.ckpt.123.part").write_text("ha")
+    run = RunFolder(tmp_path, RECIPE, resume=True)
+    assert (tmp_path / ".last.ckpt.123.part").exists()  # perhaps of a process that still writes
+    with run.claimed():
+        assert sorted(contents(tmp_path)) == ["environment.json", "recipe.yaml"]
+
+
+def test_one_process_trains_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = RunFolder(tmp_path, RECIPE)
+    waited: list[float] = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    with (
+        one.claimed(),
+        pytest.raises(InputError, match="another process trains in"),
+        RunFolder(tmp_path, RECIPE, resume=True).claimed(),
+    ):
+        pass
+    assert waited == [1] * 10
+    with one.claimed():  # free again
+        pass
+
+
+def test_resume_with_other_contents_of_what_the_recipe_names(tmp_path: Path) -> None:
+    RunFolder(tmp_path, RECIPE, inputs={"data": "a", "teacher": "b"})
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match="began with another content of teacher; give what it began with"):
+        RunFolder(tmp_path, RECIPE, resume=True, inputs={"data": "a", "teacher": "c"})
+    with pytest.raises(InputError, match="another content of data and teacher"):
+        RunFolder(tmp_path, RECIPE, resume=True, inputs={"data": "c", "teacher": "c"})
+    assert contents(tmp_path) == before
+    RunFolder(tmp_path, RECIPE, resume=True, inputs={"data": "a", "teacher": "b"})
+    RunFolder(tmp_path, RECIPE, overwrite=True, inputs={"data": "c", "teacher": "c"})
+
+
+def test_every_environment_in_which_a_run_went_on_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kept() -> dict[str, object]:
+        return json.loads((tmp_path / "environment.json").read_text())
+
+    RunFolder(tmp_path, RECIPE, inputs={"data": "a"})
+    first = kept()
     RunFolder(tmp_path, RECIPE, resume=True)
-    assert sorted(contents(tmp_path)) == ["environment.json", "recipe.yaml"]
+    assert kept() == first
+    other = environment() | {"gpus": ["another machine's"]}
+    for now in (other, other, environment()):
+        monkeypatch.setattr("eyeline.engine.run.environment", lambda now=now: now)
+        RunFolder(tmp_path, RECIPE, resume=True)
+    assert kept() == first | {"resumed": [other, environment()]}
 
 
 # --- checkpoints --------------------------------------------------------------------------------------------

@@ -48,7 +48,8 @@ def run(
     distiller = Distiller(student, tiny_net(2), method, layers, (1, 12, 12))
     for name, hook in (hooks or {}).items():  # once the probe for the layers is done
         student.get_submodule(name).register_forward_hook(hook)
-    fit(distiller, tiny_data(), Settings.of(**settings), RunFolder(folder, {"verb": "distill", **settings}))
+    record = RunFolder(folder, {"verb": "distill", **settings}, resume=True)
+    fit(distiller, tiny_data(), Settings.of(**settings), record)
     return distiller
 
 
@@ -353,6 +354,19 @@ def test_compiled_training_gives_the_same(tmp_path: Path, monkeypatch: pytest.Mo
     assert any(name.endswith("running_mean") for name in states[0])
     for name, buffer in states[0].items():
         torch.testing.assert_close(states[1][name], buffer, rtol=1e-3, atol=1e-5)
+
+
+def test_what_was_decided_goes_on_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decided: list[Any] = []
+
+    def compile_(*args: Any, **options: Any) -> list[str]:
+        decided.append(options["decided"])
+        return ["losses"]
+
+    monkeypatch.setattr(trainer, "_compile", compile_)
+    run(tmp_path, epochs=1)
+    run(tmp_path, epochs=1)
+    assert decided == [None, ["losses"]]
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])

@@ -154,11 +154,12 @@ class ImageData:
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
         return {name: split for name, split in splits.items() if split is not None}
 
-    def fingerprint(self, only: str | None = None) -> str:
+    def fingerprint(self, only: str | None = None, *, times: bool = False) -> str:
         """16 hexadecimal digits that change with the classes, labels or images of any split, or of one.
 
         SHA-256 over class names, labels and pixels; files count by CLASS/FILE name and size in bytes, so a
-        folder may be moved or copied.
+        folder may be moved or copied. ``times``: also by the second of their last change, which a copy may
+        lose.
         """
         digest = hashlib.sha256(json.dumps(self.classes).encode())
         for name, split in self.splits.items():
@@ -171,7 +172,9 @@ class ImageData:
                 digest.update(split.images.numpy().tobytes())
             else:
                 for path in split.paths:
-                    digest.update(f"{path.parent.name}/{path.name} {path.stat().st_size}\n".encode())
+                    facts = path.stat()
+                    changed = f" {int(facts.st_mtime)}" * times
+                    digest.update(f"{path.parent.name}/{path.name} {facts.st_size}{changed}\n".encode())
         return digest.hexdigest()[:16]
 
 
@@ -546,7 +549,9 @@ def _image_files(folder: Path) -> list[Path]:
     files = (p for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS and not p.name.startswith("."))
     found = sorted(p for p in files if not p.is_dir())
     if not found:
-        raise InputError(f"{folder} has no images ({', '.join(EXTENSIONS)})")
+        raise InputError(
+            f"{folder} has no images ({', '.join(EXTENSIONS)}); put some there, or take the folder away"
+        )
     return found
 
 

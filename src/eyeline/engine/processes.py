@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -68,6 +69,7 @@ def run_apart(tasks: Sequence[Mapping[str, Any]], processes: int, done: Callable
     """Let so many workers (``eyeline.worker``) do the tasks; ``done`` is told the index of each that is.
 
     Raises the first error of a task, after the other workers have stopped where they were, to be resumed.
+    A worker that ends by itself is such an error: the system may have killed it for the memory it took.
     """
     waiting = deque(enumerate(tasks))
     stop = Event()
@@ -93,13 +95,17 @@ def run_apart(tasks: Sequence[Mapping[str, Any]], processes: int, done: Callable
                     number, task = waiting.popleft()
                 except IndexError:
                     return
-                worker.stdin.write(json.dumps(task) + "\n")
-                worker.stdin.flush()
+                try:
+                    worker.stdin.write(json.dumps(task) + "\n")
+                    worker.stdin.flush()
+                except BrokenPipeError:  # it has ended: there is no answer either
+                    with contextlib.suppress(BrokenPipeError):
+                        worker.stdin.close()
                 answer = worker.stdout.readline()
                 if stop.is_set():
                     return
                 if not answer:
-                    raise RuntimeError(f"a process that trained ended with code {worker.wait()}")
+                    raise TrainingStopped(_why_ended(worker.wait()))
                 error, message = json.loads(answer)
                 if error is not None:
                     raise _ERRORS[error](message)
@@ -116,3 +122,11 @@ def run_apart(tasks: Sequence[Mapping[str, Any]], processes: int, done: Callable
                 assert worker.stdin is not None
                 with contextlib.suppress(BrokenPipeError):
                     worker.stdin.close()
+
+
+def _why_ended(status: int) -> str:
+    how = f"was killed ({signal.Signals(-status).name})" if status < 0 else f"ended with status {status}"
+    return (
+        f"a process that trained {how}; what the runs have kept is there: continue with the same command and "
+        "--resume, where memory was short with --parallel 1"
+    )

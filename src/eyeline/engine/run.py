@@ -8,8 +8,9 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ _CURVES = "tensorboard"
 _MARK = "# eyeline "  # the first line of a recipe of ours
 _COLUMNS = ("validation_accuracy", "validation_loss", "images_per_second")  # the last of metrics.csv
 # what may differ between a run and its continuation
+_PATIENCE = 10
+"""Seconds that a run waits for the one that holds its folder."""
 _FREE = {
     *("out", "resume", "overwrite", "progress", "workers", "checkpoint_every", "data_root", "download"),
     "parallel",
@@ -56,42 +59,39 @@ class RunFolder:
         recipe: the resolved arguments of the verb, with the verb under ``"verb"``.
         resume: continue a run that is there, with the same recipe.
         overwrite: replace a run that is there: its own files, and nothing else that lies in the folder.
+        inputs: name -> hash of what the recipe only names, as the teacher: a run goes on with the same alone.
 
     Raises:
-        InputError: a run is there and neither ``resume`` nor ``overwrite`` was given, it has another recipe,
-            or the folder holds something that is no run.
+        InputError: a run is there and neither ``resume`` nor ``overwrite`` was given, it has another recipe
+            or other inputs, or the folder holds something that is no run.
     """
 
     def __init__(
-        self, path: str | Path, recipe: Mapping[str, Any], *, resume: bool = False, overwrite: bool = False
+        self,
+        path: str | Path,
+        recipe: Mapping[str, Any],
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        inputs: Mapping[str, str] | None = None,
     ) -> None:
         self.path = Path(path).expanduser()
         self.recipe = plain(recipe)
         if not is_main_process():
             return  # the main process has looked at the folder, and made it
-        if self.path.exists() and not self.path.is_dir():
-            raise InputError(f"{self.path} is a file; expected a folder for the run")
-        if self.path.is_dir() and any(not is_left_over(file) for file in self.path.iterdir()):
-            if not is_run(self.path):
-                raise InputError(
-                    f"{self.path} holds files that are no run of eyeline; choose another folder with --out"
-                )
+        before: dict[str, Any] = {}  # the environment in which it began
+        if is_taken(self.path, resume=resume, overwrite=overwrite):
             if overwrite:
                 remove_run(self.path)
-            elif resume:
-                self._check_same_recipe()
             else:
-                raise InputError(
-                    f"{self.path} holds a run already; continue it with --resume, "
-                    "replace it with --overwrite, or choose another folder with --out"
-                )
+                self._check_same_recipe()
+                before = self._check_same_inputs(inputs or {})
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"cannot make the folder {self.path}: {error.strerror}") from error
-        for file in self.path.iterdir():
-            if is_left_over(file):
-                file.unlink()
+            raise InputError(
+                f"cannot make the folder {self.path}: {error.strerror}; choose another with --out"
+            ) from error
         if self.result is not None:
             return  # the record of a finished run stays as it is
         header = f"{_MARK}{self.recipe['verb']} --config {RECIPE} --out ANOTHER_FOLDER   repeats this run\n"
@@ -102,7 +102,7 @@ class RunFolder:
         body = {k: v for k, v in self.recipe.items() if k != "verb"}
         try:
             write_text(self.path / RECIPE, header + yaml.safe_dump(body, sort_keys=False, allow_unicode=True))
-            write_json(self.path / ENVIRONMENT, environment())
+            write_json(self.path / ENVIRONMENT, {"inputs": dict(inputs or {}), **_with_now(before)})
         except TrainingStopped as error:
             raise InputError(str(error).partition(";")[0]) from error
 
@@ -127,8 +127,55 @@ class RunFolder:
         if changed:
             raise InputError(
                 f"{self.path} holds a run with another recipe ({'; '.join(changed)}); "
-                "resume with the same, or choose another folder with --out"
+                "resume with the same, replace it with --overwrite, or choose another folder with --out"
             )
+
+    def _check_same_inputs(self, inputs: Mapping[str, str]) -> dict[str, Any]:
+        path = self.path / ENVIRONMENT
+        before = read_json(path, "the record of a run") if path.exists() else {}
+        theirs = before.get("inputs", {})
+        changed = [name for name, print_ in inputs.items() if theirs.get(name, print_) != print_]
+        if changed:
+            raise InputError(
+                f"{self.path} holds a run that began with another content of {' and '.join(changed)}; give "
+                "what it began with, replace it with --overwrite, or choose another folder with --out"
+            )
+        return before
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """The folder for this process alone. The lock is the system's: it goes with the process.
+
+        Raises:
+            InputError: another process trains in it.
+        """
+        if not is_main_process():
+            yield
+            return
+        import fcntl  # not on Windows
+
+        place = os.open(self.path, os.O_RDONLY)
+        try:
+            # those that a killed process forked to load images hold the lock until they see that it is gone
+            for waited in range(_PATIENCE + 1):
+                try:
+                    fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if waited == _PATIENCE:
+                        raise InputError(
+                            f"another process trains in {self.path}; wait for it, or choose another folder "
+                            "with --out"
+                        ) from None
+                    time.sleep(1)
+                except OSError:
+                    break  # a file system without locks
+            for file in self.path.iterdir():
+                if is_left_over(file):
+                    file.unlink()
+            yield
+        finally:
+            os.close(place)
 
     @property
     def result(self) -> dict[str, Any] | None:
@@ -195,6 +242,28 @@ class RunFolder:
         write_text(self.path / METRICS, text.getvalue())
 
 
+def is_taken(path: Path, *, resume: bool, overwrite: bool) -> bool:
+    """Whether a run is there that is to be continued, or replaced.
+
+    Raises:
+        InputError: it is there and may be neither, or may be both, or the folder holds something else.
+    """
+    if resume and overwrite:
+        raise InputError("resume and overwrite: a run can be continued or replaced, not both; give one")
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path} is a file; expected a folder for the run; choose another with --out")
+    if not path.is_dir() or all(is_left_over(file) for file in path.iterdir()):
+        return False
+    if not is_run(path):
+        raise InputError(f"{path} holds files that are no run of eyeline; choose another folder with --out")
+    if not (resume or overwrite):
+        raise InputError(
+            f"{path} holds a run already; continue it with --resume, "
+            "replace it with --overwrite, or choose another folder with --out"
+        )
+    return True
+
+
 def is_run(path: Path) -> bool:
     """Whether a folder is that of a run or a study, finished or not."""
     try:
@@ -250,6 +319,16 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
+
+
+def _with_now(before: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of the environment in which a run began, and of every other in which it went on."""
+    now = environment()
+    if not before:
+        return now
+    resumed = list(before.get("resumed", []))
+    latest = resumed[-1] if resumed else {name: before.get(name) for name in now}
+    return {**before, "resumed": [*resumed, now]} if now != latest else dict(before)
 
 
 def _processor() -> str:

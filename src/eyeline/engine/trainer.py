@@ -237,7 +237,8 @@ def _fit(
             distiller.student.load_state_dict(state["student"])
             distiller.objective.load_state_dict(state["objective"])
             optimizer.load_state_dict(state["optimizer"])
-            sums.copy_(state["sums"])
+            if fabric.is_global_zero:  # those of all processes
+                sums.copy_(state["sums"])
         except (KeyError, RuntimeError, ValueError) as error:
             raise InputError(
                 f"the checkpoint in {folder.path} is of another network or method "
@@ -276,8 +277,13 @@ def _fit(
             "a smaller learning_rate or weight, or precision=float32, may help"
         )
 
-    def save(step: int) -> None:
+    def summed() -> Tensor:
+        return torch.as_tensor(fabric.all_reduce(sums.clone(), reduce_op="sum"))
+
+    def save(step: int, *, together: bool = True) -> None:
         nonlocal saved
+        # not together, the figures of this epoch are those of the first process's images
+        kept = summed() if together else sums
         if fabric.is_global_zero:
             folder.save_checkpoint(
                 {
@@ -288,7 +294,7 @@ def _fit(
                     "student": distiller.student.state_dict(),
                     "objective": distiller.objective.state_dict(),
                     "optimizer": optimizer.state_dict(),
-                    "sums": sums,
+                    "sums": kept,
                 }
             )
         saved = step
@@ -309,7 +315,7 @@ def _fit(
         if interrupted():
             if step != saved:
                 check_finite(step, together=False)  # the other processes do not know of the interruption
-                save(step)
+                save(step, together=False)
             where = f"{label}, " if label else ""
             raise KeyboardInterrupt(
                 f"stopped at {where}step {step} of {total}; it is kept in {folder.path}; "
@@ -359,7 +365,7 @@ def _fit(
                 check_finite(step)
             if done == steps_per_epoch:
                 seconds += time.perf_counter() - began
-                whole = torch.as_tensor(fabric.all_reduce(sums.clone(), reduce_op="sum"))
+                whole = summed()
                 row = {"epoch": epoch, "step": step, "learning_rate": optimizer.param_groups[0]["lr"]}
                 row |= dict(zip(names, (whole / whole[-1]).tolist(), strict=False))
                 distiller.end_epoch({name: row[name] for name in distiller.objective.method})
@@ -389,11 +395,17 @@ def _fit(
             stop_if_interrupted()
 
 
-def remember(memory: Memory, distillers: Sequence[Distiller], data: ImageData, settings: Settings) -> None:
+def remember(
+    memory: Memory,
+    distillers: Sequence[Distiller],
+    data: ImageData,
+    settings: Settings,
+    again: str = "the same command goes on",
+) -> None:
     """Fill a memory ahead: every view of the settings, every target of the distillers, which share a teacher.
 
     One forward pass of the teacher a view, for all of them; none for views that are stored. Where nothing
-    more can be stored it says so and ends.
+    more can be stored it says so and ends. ``again``: what one who stops it is told.
 
     Raises:
         KeyboardInterrupt: on Ctrl-C or SIGTERM; the views that are done are kept.
@@ -405,6 +417,7 @@ def remember(memory: Memory, distillers: Sequence[Distiller], data: ImageData, s
     began, asked = time.perf_counter(), 0
     missing = memory.missing(teacher.losses, views)
     with (
+        teacher,
         restored(teacher.network),
         show_progress(settings, max(1, len(missing) * steps), 0, "memory", shown=True) as show,
         _interruptible() as interrupted,
@@ -423,7 +436,7 @@ def remember(memory: Memory, distillers: Sequence[Distiller], data: ImageData, s
         def asking(view: int, done: int) -> None:
             nonlocal asked
             if interrupted():
-                raise KeyboardInterrupt(f"stopped in view {view + 1} of {views}; the same command goes on")
+                raise KeyboardInterrupt(f"stopped in view {view + 1} of {views}; {again}")
             asked += 1
             rate = asked * len(data.train) / steps / max(time.perf_counter() - began, 1e-9)
             show(asked, lambda: (f"view {view + 1}/{views}", "", f"{rate:,.0f} images/s"))
