@@ -160,62 +160,67 @@ def study(
         if memory is not None and not done and Device.of(settings).fabric.world_size == 1:
             # one forward pass a view for all methods and seeds
             fill(memory, distillers, data, settings, again="the same command and --resume goes on")
-    plan: list[_Planned] = []
-    for number, seed in enumerate(seeds, 1):
-        for name, method in methods.items():
-            arguments = {k: recipe[k] for k in ("student", "teacher", "data", "layers", "teacher_weights")}
-            arguments |= {"method": method, "student_weights": None}
-            place = path / _file_name(name) / f"seed-{seed}"
-            label = f"{name}, seed {seed} ({number}/{len(seeds)})"
-            seeded = dataclasses.replace(settings, seed=seed)
-            plan.append(_Planned(name, label, place, arguments, seeded))
-    if Device.of(settings).fabric.world_size == 1:
-        _train_apart(parallel, plan, example, data)
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in methods}
-    for name, label, place, arguments, seeded in plan:
-        folder = RunFolder(place, _complete("distill", arguments, seeded), resume=True, inputs=inputs)
-        run = _run(
-            "distill",
-            folder,
-            student,
-            _seeded(seeded.seed, make),
-            teacher,
-            data,
-            arguments["method"],
-            recipe["layers"],
-            seeded,
-            memory=memory,
-            label=label,
-        )
-        runs[name].append(
-            {"seed": seeded.seed, "run": str(place.relative_to(path)), **_study_figures(run.result)}
-        )
+    with record.claimed():
+        plan: list[_Planned] = []
+        for number, seed in enumerate(seeds, 1):
+            for name, method in methods.items():
+                arguments = {
+                    k: recipe[k] for k in ("student", "teacher", "data", "layers", "teacher_weights")
+                }
+                arguments |= {"method": method, "student_weights": None}
+                place = path / _file_name(name) / f"seed-{seed}"
+                label = f"{name}, seed {seed} ({number}/{len(seeds)})"
+                seeded = dataclasses.replace(settings, seed=seed)
+                plan.append(_Planned(name, label, place, arguments, seeded))
+        if Device.of(settings).fabric.world_size == 1:
+            _train_apart(parallel, plan, example, data)
+        runs: dict[str, list[dict[str, Any]]] = {name: [] for name in methods}
+        for name, label, place, arguments, seeded in plan:
+            folder = RunFolder(place, _complete("distill", arguments, seeded), resume=True, inputs=inputs)
+            run = _run(
+                "distill",
+                folder,
+                student,
+                _seeded(seeded.seed, make),
+                teacher,
+                data,
+                arguments["method"],
+                recipe["layers"],
+                seeded,
+                memory=memory,
+                label=label,
+            )
+            runs[name].append(
+                {"seed": seeded.seed, "run": str(place.relative_to(path)), **_study_figures(run.result)}
+            )
 
-    if not is_main_process():
-        return Run(path, {})
-    figures = _teacher_figures(teacher, data, settings)
-    baseline = [run["test_accuracy"] for run in runs[BASELINE]]
-    entries = []
-    for name in methods:
-        entry: dict[str, Any] = {"method": name, "runs": runs[name], "summary": _summaries(runs[name])}
-        if name != BASELINE and None not in baseline:
-            entry["difference"] = paired_difference([run["test_accuracy"] for run in runs[name]], baseline)
-        entries.append(entry)
-    content = {
-        "kind": "study",
-        "verb": "study",
-        "recipe": record.recipe,
-        "environment": environment(),
-        "data": _described(data),
-        "teacher": figures,
-        "student": {"model": _shown(student), "parameters": models.parameter_count(example)},
-        "baseline": BASELINE,
-        "methods": entries,
-    }
-    write_json(path / STUDY, content)
-    _draw_attention(path, content, make, teacher, data, settings, recipe["layers"])
-    write_page(path, path / PAGE)
-    return Run(path, content)
+        if not is_main_process():
+            return Run(path, {})
+        figures = _teacher_figures(teacher, data, settings)
+        baseline = [run["test_accuracy"] for run in runs[BASELINE]]
+        entries = []
+        for name in methods:
+            entry: dict[str, Any] = {"method": name, "runs": runs[name], "summary": _summaries(runs[name])}
+            if name != BASELINE and None not in baseline:
+                entry["difference"] = paired_difference(
+                    [run["test_accuracy"] for run in runs[name]], baseline
+                )
+            entries.append(entry)
+        content = {
+            "kind": "study",
+            "verb": "study",
+            "recipe": record.recipe,
+            "environment": environment(),
+            "data": _described(data),
+            "teacher": figures,
+            "student": {"model": _shown(student), "parameters": models.parameter_count(example)},
+            "baseline": BASELINE,
+            "methods": entries,
+        }
+        write_json(path / STUDY, content)
+        _draw_attention(path, content, make, teacher, data, settings, recipe["layers"])
+        write_page(path, path / PAGE)
+        return Run(path, content)
 
 
 class _Planned(NamedTuple):

@@ -151,13 +151,15 @@ def test_one_process_trains_in_a_folder(tmp_path: Path, monkeypatch: pytest.Monk
     one = RunFolder(tmp_path, RECIPE)
     waited: list[float] = []
     monkeypatch.setattr("time.sleep", waited.append)
-    with (
-        one.claimed(),
-        pytest.raises(InputError, match="another process trains in"),
-        RunFolder(tmp_path, RECIPE, resume=True).claimed(),
-    ):
-        pass
-    assert waited == [1] * 10
+    before = contents(tmp_path)
+    with one.claimed():
+        other = RunFolder(tmp_path, RECIPE, resume=True)
+        with pytest.raises(InputError, match="another process trains in"), other.claimed():
+            pass
+        assert waited == [1] * 10
+        with pytest.raises(InputError, match="another process trains in"):
+            RunFolder(tmp_path, RECIPE, overwrite=True)
+        assert contents(tmp_path) == before
     with one.claimed():  # free again
         pass
 

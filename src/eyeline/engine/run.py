@@ -63,7 +63,8 @@ class RunFolder:
 
     Raises:
         InputError: a run is there and neither ``resume`` nor ``overwrite`` was given, it has another recipe
-            or other inputs, or the folder holds something that is no run.
+            or other inputs, the folder holds something that is no run, or another process trains in the one
+            that is to be replaced.
     """
 
     def __init__(
@@ -82,7 +83,8 @@ class RunFolder:
         before: dict[str, Any] = {}  # the environment in which it began
         if is_taken(self.path, resume=resume, overwrite=overwrite):
             if overwrite:
-                remove_run(self.path)
+                with self.claimed():
+                    remove_run(self.path)
             else:
                 self._check_same_recipe()
                 before = self._check_same_inputs(inputs or {})
@@ -134,7 +136,7 @@ class RunFolder:
         path = self.path / ENVIRONMENT
         before = read_json(path, "the record of a run") if path.exists() else {}
         theirs = before.get("inputs", {})
-        changed = [name for name, print_ in inputs.items() if theirs.get(name, print_) != print_]
+        changed = [name for name, digest in inputs.items() if theirs.get(name, digest) != digest]
         if changed:
             raise InputError(
                 f"{self.path} holds a run that began with another content of {' and '.join(changed)}; give "
