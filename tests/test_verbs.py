@@ -379,9 +379,12 @@ def test_study_json(studied: Path) -> None:
             assert "difference" not in entry
             continue
         difference = entry["difference"]
-        expected = np.mean([r["test_accuracy"] - b for r, b in zip(entry["runs"], baseline, strict=True)])
-        assert difference["mean"] == pytest.approx(expected)
-        assert difference["low"] <= difference["mean"] <= difference["high"]
+        each = [r["test_accuracy"] - b for r, b in zip(entry["runs"], baseline, strict=True)]
+        assert difference["mean"] == pytest.approx(np.mean(each))
+        if np.ptp(each) < 1e-9:
+            assert difference["low"] is None
+        else:
+            assert difference["low"] < difference["mean"] < difference["high"]
         assert difference["seeds"] == 2
     assert Image.open(studied / "attention.png").format == "PNG"
 
@@ -444,6 +447,72 @@ def test_a_study_of_networks_without_common_layers_has_no_picture(tmp_path: Path
     assert not (tmp_path / "s" / "attention.png").exists()
 
 
+def test_images_that_are_no_pictures(tmp_path: Path) -> None:
+    def split(size: int) -> MemorySplit:
+        plain = tiny_split(size, size)
+        return MemorySplit(plain.images.repeat(1, 4, 1, 1), plain.labels)
+
+    def net() -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(4, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3)
+        )
+
+    parts = split(50), split(21), split(20)
+    data = ImageData("four", ("a", "b", "c"), (0.25,) * 4, (0.2,) * 4, *parts, channels=4, size=(12, 12))
+    run = study(tmp_path / "s", student=net, teacher=net(), data=data, seeds=1, epochs=1, layers="1")
+    assert (tmp_path / "s" / "report.html").exists()
+    assert not (tmp_path / "s" / "attention.png").exists()
+    network = eyeline.load(run.folder / "at" / "seed-0", net())
+    with pytest.raises(InputError, match=r"the network takes 4; expected uint8 tensors \[N, 4, H, W\]"):
+        network.preprocess(Image.new("RGB", (12, 12)))  # type: ignore[operator]
+
+
+def test_folders_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    study(Path("~/s"), methods="kd", seeds=1, epochs=1)
+    assert {"study.json", "attention.png", "report.html"} <= {p.name for p in (tmp_path / "s").iterdir()}
+    eyeline.look(tiny_net(1), tiny_split(2, 0).images, "~/look.png")
+    assert (tmp_path / "look.png").exists()
+    assert not (tmp_path / "~").exists()
+
+
+def test_a_student_whose_layers_have_two_names(tmp_path: Path) -> None:
+    class Twice(TinyNet):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(self.low, self.high)
+
+    run = eyeline.train(Twice(), tiny_data(), str(tmp_path / "run"), **SHORT)
+    again = run.load()
+    for name, tensor in again.state_dict().items():
+        assert torch.equal(
+            tensor, again.state_dict()[name.replace("body.0", "low").replace("body.1", "high")]
+        )
+
+
+def test_a_teacher_that_was_trained_on_another_division(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = tiny_split(120, 4)
+    for index, (image, label) in enumerate(zip(images.images, images.labels.tolist(), strict=True)):
+        place = tmp_path / "data" / "abc"[label]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[0].numpy()).save(place / f"{index}.png")
+    common = {**SHORT, "epochs": 1, "image_size": 12, "workers": 0, "batch_size": 16}
+    data = f"folder:{tmp_path / 'data'}"
+    teacher = eyeline.train("wrn_10_1", data, str(tmp_path / "teacher"), **common)
+    for name, options, said in (
+        ("same", {}, False),
+        ("seed", {"split_seed": 1}, True),
+        ("fewer", {"train_size": 40}, False),
+    ):
+        capsys.readouterr()
+        eyeline.distill("wrn_10_1", str(teacher.folder), data, str(tmp_path / name), **{**common, **options})
+        told = "was trained beside other validation and test images" in capsys.readouterr().err
+        assert told == said, name
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -451,6 +520,8 @@ def test_a_study_of_networks_without_common_layers_has_no_picture(tmp_path: Path
         ({"seeds": [1, 1]}, "expected a number of at least 1, or different seeds"),
         ({"methods": ["kd", "kd"]}, "name one method twice"),
         ({"methods": ["kdd"]}, "unknown loss 'kdd'; did you mean 'kd'"),
+        ({"methods": "kdd"}, "unknown loss 'kdd'; did you mean 'kd'"),
+        ({"methods": {"ce": {"ce": {"weight": 0.5}}}}, "'ce' is the student alone; give .* another name"),
         ({"methods": {"a b": "kd", "a/b": "at"}}, "have names that make one folder"),
     ],
     ids=str,

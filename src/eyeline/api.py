@@ -269,6 +269,8 @@ def look(
     pretrained: bool = False,
     weights: str | None = None,
     skip_bad_images: bool = False,
+    data_root: str | None = None,
+    download: bool = False,
 ) -> Path:
     """Draw where a network looks: attention maps by layer and map function, in one picture.
 
@@ -282,6 +284,8 @@ def look(
         pretrained: load the published weights of a model given by name
         weights: checkpoint of a model given by name (safetensors)
         skip_bad_images: leave out unreadable images of a folder, and name them
+        data_root: folder where data sets lie, or are downloaded to
+        download: download a data set that is missing
 
     Returns:
         The path of the picture.
@@ -291,7 +295,8 @@ def look(
     """
     from eyeline import jobs
 
-    return jobs.look(model, images, Path(out), layers, maps, count, pretrained, weights, skip_bad_images)
+    settings = Settings.of(skip_bad_images=skip_bad_images, data_root=data_root, download=download)
+    return jobs.look(model, images, Path(out), layers, maps, count, pretrained, weights, settings)
 
 
 def report(folder: str | Path, out: str | None = None) -> Path:

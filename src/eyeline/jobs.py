@@ -324,7 +324,7 @@ def remember(recipe: dict[str, Any], settings: Settings) -> Path:
 
 
 def demo(out: Path, seeds: int | list[int] | None, full: bool, *, resume: bool, overwrite: bool) -> Run:
-    name = "demo_full" if full else "demo"
+    name, out = "demo_full" if full else "demo", out.expanduser()
     recipe = yaml.safe_load((resources.files("eyeline.data") / "assets" / f"{name}.yaml").read_text("utf-8"))
     if full:
         teacher = recipe.pop("train_teacher")
@@ -359,7 +359,7 @@ def look(
     count: int,
     pretrained: bool,
     weights: str | None,
-    skip_bad_images: bool,
+    settings: Settings,
 ) -> Path:
     from eyeline.data.sources import read_images
     from eyeline.observe import Observer
@@ -373,7 +373,7 @@ def look(
     if isinstance(images, torch.Tensor):
         pixels, batch = images[:count].cpu(), preprocess(images[:count].cpu())
     else:
-        pixels, bad = read_images(images, preprocess, count, skip_bad_images)
+        pixels, bad = read_images(images, preprocess, count, settings)
         batch = preprocess(pixels)
         if bad:
             _say(
@@ -396,7 +396,7 @@ def look(
         for layer, feature in zip(observer.layers, features, strict=True)
     }
     try:
-        return save_figure(look_figure(pixels, drawn), out)
+        return save_figure(look_figure(pixels, drawn), out.expanduser())
     except OSError as error:
         raise InputError(f"cannot write the picture {out}: {error.strerror or error}") from error
 
@@ -492,7 +492,11 @@ def _finish(
 ) -> dict[str, Any]:
     """Write the weights and the figures of a run that is trained."""
     weights = "model.safetensors" if verb == "train" else "student.safetensors"
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in student.state_dict().items()}
+    state = {
+        # a copy, for safetensors refuses tensors that share their memory, as those of a module with two names
+        name: tensor.detach().cpu().contiguous().clone()
+        for name, tensor in student.state_dict().items()
+    }
     write_atomically(folder.path / weights, to_safetensors(state))
     write_json(folder.path / MODEL, _model_card(given, student, data, settings, weights))
 
@@ -557,9 +561,15 @@ def _model_card(
         "in_chans": data.channels,
         "parameters": models.parameter_count(network),
         "weights": weights,
+        "data": {"name": data.name, **_held_out(data)},
         "classes": list(data.classes),
         "preprocess": plain(dataclasses.asdict(_evaluation_view(data, settings))),
     }
+
+
+def _held_out(data: ImageData) -> dict[str, str]:
+    """Hashes of the images that are kept from training."""
+    return {name: data.fingerprint(name) for name in data.splits if name != "train"}
 
 
 def _evaluation_view(data: ImageData, settings: Settings) -> Preprocess:
@@ -639,6 +649,14 @@ def _teacher(given: Any, data: ImageData, weights: str | None) -> _Teacher:
         network = given
     elif isinstance(given, str) and _is_run(given):
         network = load(Path(given).expanduser())
+        theirs = read_json(Path(given).expanduser() / MODEL, "a run").get("data", {})
+        others = [name for name, hash_ in _held_out(data).items() if theirs.get(name, hash_) != hash_]
+        if others and theirs.get("name") == data.name:
+            _say(
+                f"teacher {given} was trained beside other {' and '.join(others)} images of {data.name} "
+                "(with another split_seed, or before files came or went); it may have seen some of these, and "
+                "figures be too high: train it again, or keep test images in a folder of their own"
+            )
     elif isinstance(given, str) and weights is not None:
         network = models.create_model(given, len(data.classes), data.channels, weights=weights)
     elif isinstance(given, str):
@@ -804,6 +822,7 @@ def _try_step(distiller: Distiller, shape: tuple[int, int, int], classes: int) -
     if distiller.teacher is not None:
         before = next((p.device for p in distiller.teacher.parameters()), device)
         distiller.teacher.to(device)
+    distiller.objective.to(device)
     try:
         with torch.random.fork_rng():
             torch.manual_seed(0)
@@ -869,6 +888,7 @@ def _map_function(name: str) -> tuple[Reduce, float]:
 
 def _methods(given: Sequence[Any] | Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Name -> resolved method, the student alone first."""
+    given = [given] if isinstance(given, str) else given
     named = dict(given) if isinstance(given, Mapping) else {method_name(method): method for method in given}
     if not isinstance(given, Mapping) and len(named) < len(given):
         raise InputError(
@@ -877,7 +897,7 @@ def _methods(given: Sequence[Any] | Mapping[str, Any]) -> dict[str, dict[str, An
     for name, method in named.items():
         if not isinstance(name, str) or _file_name(name).strip(".") in ("", "memory", "tensorboard"):
             raise InputError(f"a method of the study is called {name!r}; expected a name that makes a folder")
-        if name == BASELINE and method_name(method) != BASELINE:
+        if name == BASELINE and resolve_method(method) != resolve_method(BASELINE):
             raise InputError(f"{BASELINE!r} is the student alone; give {method!r} another name")
     named.pop(BASELINE, None)
     return {BASELINE: resolve_method(BASELINE)} | {
@@ -938,8 +958,9 @@ def _inputs(data: ImageData, teacher: _Teacher | None = None) -> dict[str, str]:
 
 def _out(out: str | None, verb: str, parts: Sequence[str], resume: bool, overwrite: bool) -> Path:
     path = Path(out) if out is not None else Path("runs") / _file_name("-".join([verb, *parts]))
+    path = path.expanduser()
     if is_main_process():
-        is_taken(path.expanduser(), resume=resume, overwrite=overwrite)  # refused before any work
+        is_taken(path, resume=resume, overwrite=overwrite)  # refused before any work
     return path
 
 
@@ -1005,7 +1026,7 @@ def _draw_attention(
 ) -> None:
     """``attention.png``: teacher and the first seed's students, side by side on a few test images.
 
-    None for networks that have no layers to compare.
+    None for networks that have no layers to compare, and for images that are no pictures.
     """
     from torchvision.transforms.functional import to_pil_image
 
@@ -1015,8 +1036,11 @@ def _draw_attention(
     from eyeline.report.tables import display_name
 
     shape = _image_shape(data, settings)
+    if data.channels not in (1, 3):
+        return
+    teacher.network.cpu()
     try:
-        distiller = Distiller(make(), teacher.network, "at", layers, shape)
+        distiller = Distiller(make().cpu(), teacher.network, "at", layers, shape)
     except InputError:
         return
     distiller.close()
@@ -1029,9 +1053,9 @@ def _draw_attention(
     images = [to_pil_image(split.images[i]) if memory else split.load(i) for i in chosen]  # type: ignore[union-attr]
     pixels = torch.stack([view.pixels(image) for image in images])
 
-    networks = {"teacher": (teacher.network.cpu(), theirs)}
+    networks = {"teacher": (teacher.network, theirs)}
     for entry in content["methods"]:
-        networks[display_name(entry["method"])] = (load(path / entry["runs"][0]["run"], make()), ours)
+        networks[display_name(entry["method"])] = (load(path / entry["runs"][0]["run"], make()).cpu(), ours)
     maps = {}
     for name, (network, names) in networks.items():
         with Observer(network.eval(), names, shape) as observer, torch.no_grad():

@@ -653,17 +653,19 @@ def test_read_images(birds: Path, sample: ImageData) -> None:
     assert shown.shape == (10, 1, 28, 28)
     assert {image.numpy().tobytes() for image in shown} <= keys(sample.test)
 
-    broken = birds / "owl" / "000.png"
+    broken, skip = birds / "owl" / "000.png", Settings(skip_bad_images=True)
     broken.write_bytes(broken.read_bytes()[:100])
+    pixels, bad = read_images(f"folder:{birds}", colour, 5, skip)
+    assert (len(pixels), [file.name for file in bad]) == (5, ["000.png"])
     with pytest.raises(InputError, match=r"000\.png cannot be read: .*; --skip_bad_images leaves such files"):
         read_images(birds / "owl", colour, 3)
-    pixels, bad = read_images(birds / "owl", colour, 3, skip_bad_images=True)
+    pixels, bad = read_images(birds / "owl", colour, 3, skip)
     assert (pixels.numpy() == np.stack(owls[1:])).all()
     assert bad == [broken]
     with pytest.raises(InputError, match=r"000\.png cannot be read: [^;]*$"):  # nothing would be left
         read_images(broken, colour, 3)
     with pytest.raises(InputError, match=r"none of 1 image files in .*owl can be read"):
-        read_images(broken, colour, 3, skip_bad_images=True)
+        read_images(broken, colour, 3, skip)
     with pytest.raises(InputError, match="birds has no images"):
         read_images(birds, colour, 3)
     with pytest.raises(InputError, match=r"folder of images or data set 'owl\.png'"):
@@ -686,6 +688,19 @@ def test_unknown_name(name: str, expected: str) -> None:
 def test_a_path_without_folder(birds: Path) -> None:
     with pytest.raises(InputError, match=f"did you mean 'folder:{birds}'"):
         load_data(str(birds))
+
+
+def test_parts_of_python_data_that_need_a_word() -> None:
+    pixels = torch.zeros(50, 1, 2, 2, dtype=torch.uint8)
+    numbered = Named(pixels)
+    numbered.classes = list(np.unique(numbered.labels))  # type: ignore[assignment]
+    assert all(type(name) is str for name in load_data(numbered).classes)
+    assert load_data(numbered).fingerprint()
+    last = torch.zeros(50, 32, 16, 3, dtype=torch.uint8)
+    with pytest.raises(InputError, match=r"\[50, 32, 16, 3\]; expected \[M, C, H, W\] \(channels first\)"):
+        load_data(Named(last))
+    with pytest.raises(InputError, match="the train data has no images"):
+        load_data(MemorySplit(pixels[:0], torch.zeros(0, dtype=torch.int64)))
 
 
 def test_fingerprint_changes_with_pixels_labels_and_classes(birds: Path, tmp_path: Path) -> None:

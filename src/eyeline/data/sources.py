@@ -66,7 +66,11 @@ class MemorySplit:
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
             given = f"{self.images.dtype} {list(self.images.shape)}"
             raise InputError(f"images are {given}; expected torch.uint8 [M, C, H, W]")
+        if _channels_last(self.images.shape):
+            raise InputError(f"images are {list(self.images.shape)}; expected [M, C, H, W] (channels first)")
         _check_labels(self.labels, len(self.images))
+        object.__setattr__(self, "images", self.images.cpu())  # a batch at a time goes to the device
+        object.__setattr__(self, "labels", self.labels.cpu())
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -235,7 +239,7 @@ def load_data(
 
 
 def read_images(
-    images: Any, preprocess: Preprocess, count: int, skip_bad_images: bool = False
+    images: Any, preprocess: Preprocess, count: int, settings: Settings | None = None
 ) -> tuple[Tensor, list[Path]]:
     """Read images to look at, in the size a model takes.
 
@@ -244,27 +248,29 @@ def read_images(
     each class. Returns the first ``count`` at most, uint8 ``[N, C, H, W]``, and the files that were left out.
     Raises ``InputError`` if there are none, or one cannot be read and is not to be skipped.
     """
-    pictures, bad = _pictures(images, count, skip_bad_images)
+    pictures, bad = _pictures(images, count, settings or Settings())
     return torch.stack([preprocess.pixels(picture) for picture in pictures]), bad
 
 
-def _pictures(images: Any, count: int, skip_bad_images: bool) -> tuple[list[Image.Image], list[Path]]:
+def _pictures(images: Any, count: int, settings: Settings) -> tuple[list[Image.Image], list[Path]]:
     if isinstance(images, Image.Image):
         return [images], []
     if isinstance(images, list | tuple) and images and isinstance(images[0], Image.Image):
         return list(images[:count]), []
     path = Path(images).expanduser() if isinstance(images, str | os.PathLike) else None
     if path is not None and path.exists():
-        return _first_pictures(_image_files(path) if path.is_dir() else [path], count, skip_bad_images)
+        return _first_pictures(
+            _image_files(path) if path.is_dir() else [path], count, settings.skip_bad_images
+        )
     named = os.fspath(images) if isinstance(images, str | os.PathLike) else ""
     if named and named not in NAMES and not named.startswith("folder:"):
         raise unknown("image file, folder of images or data set", named, NAMES)
-    data = load_data(images)
+    data = load_data(images, settings)
     split = data.test or data.validation
     chosen = split.subset(balanced_subset(split.labels, count, seed=0))
     if isinstance(chosen, MemorySplit):
         return [to_pil_image(image) for image in chosen.images], []
-    return [chosen.load(i) for i in range(len(chosen))], []
+    return [chosen.load(i) for i in range(len(chosen))], [Path(name) for name in data.skipped]
 
 
 def _first_pictures(
@@ -616,6 +622,8 @@ def _from_objects(data: Any, settings: Settings) -> ImageData:
         )
     splits = {name: _in_memory(part, name) for name, part in parts.items() if part is not None}
     labels = splits["train"].labels
+    if not len(labels):
+        raise InputError("the train data has no images")
     if int(labels.min()) < 0:
         raise InputError(f"a train label is {int(labels.min())}; expected classes numbered from 0")
     names = getattr(parts["train"], "classes", None)
@@ -628,7 +636,7 @@ def _from_objects(data: Any, settings: Settings) -> ImageData:
     statistics = _statistics(images)
     return _named(
         "custom",
-        tuple(names),
+        tuple(map(str, names)),
         statistics,
         splits["train"],
         splits.get("validation"),
@@ -655,7 +663,7 @@ def _in_memory(dataset: Any, name: str) -> MemorySplit:
     images, labels = getattr(dataset, "images", None), getattr(dataset, "labels", None)
     if isinstance(images, Tensor) and isinstance(labels, Tensor) and images.dtype == torch.uint8:
         images = images[:, None] if images.ndim == 3 else images
-        return MemorySplit(images.cpu(), torch.tensor([_label(y, i) for i, y in enumerate(labels.tolist())]))
+        return MemorySplit(images, torch.tensor([_label(y, i) for i, y in enumerate(labels.tolist())]))
     if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
         raise InputError(
             f"the {name} data is {type(dataset).__name__}; expected a data set name ({', '.join(NAMES)}), "
@@ -688,6 +696,10 @@ def _in_memory(dataset: Any, name: str) -> MemorySplit:
     return MemorySplit(stacked, torch.tensor(labels))
 
 
+def _channels_last(shape: Sequence[int]) -> bool:
+    return shape[-1] <= 4 < shape[-3]
+
+
 def _label(label: Any, index: int) -> int:
     """The label of sample ``index`` as an int; a float, bool, vector or name is refused."""
     try:
@@ -707,7 +719,7 @@ def _pixels(image: Any, index: int) -> Tensor:
         raise InputError(f"image {index} is {type(image).__name__}; expected a PIL image, or uint8 [C, H, W]")
     pixels = image.detach().cpu() if isinstance(image, Tensor) else torch.from_numpy(np.array(image))
     pixels = pixels[None] if pixels.ndim == 2 else pixels
-    if pixels.ndim != 3 or pixels.shape[-1] <= 4 < pixels.shape[0]:
+    if pixels.ndim != 3 or _channels_last(pixels.shape):
         raise InputError(
             f"image {index} is {list(pixels.shape)}; expected [C, H, W] (channels first) or [H, W]"
         )

@@ -247,6 +247,11 @@ class Preprocess:
 
     def pixels(self, image: Image.Image) -> Tensor:
         """``[C, H, W]`` uint8."""
+        if self.channels not in (1, 3):
+            raise InputError(
+                f"a picture has 1 or 3 channels, the network takes {self.channels}; expected uint8 tensors "
+                f"[N, {self.channels}, H, W]"
+            )
         height, width = self.size
         image = as_rgb(image).convert("L" if self.channels == 1 else "RGB")
         image = v2.Compose(_centre(self.size, self.central))(image)
