@@ -26,7 +26,7 @@ from eyeline.data.loaders import evaluation_batches
 from eyeline.data.sources import ImageData, MemorySplit, load_data
 from eyeline.data.views import Normalization
 from eyeline.distiller import Distiller
-from eyeline.errors import InputError
+from eyeline.errors import InputError, TrainingStopped
 from eyeline.settings import Settings
 from tiny import SETTINGS, TinyNet, tiny_data, tiny_net, tiny_split
 
@@ -433,6 +433,42 @@ def test_a_study_goes_on_without_repeating(tmp_path: Path, studied: Path, monkey
     assert ours["methods"] == theirs["methods"]
 
 
+def test_a_study_takes_more_seeds_and_other_methods(tmp_path: Path, studied: Path) -> None:
+    study(tmp_path / "s", seeds=1, methods=["kd"])
+    first = {p: p.stat().st_mtime_ns for p in (tmp_path / "s").glob("*/*/result.json")}
+    more = study(tmp_path / "s", resume=True)  # two seeds, and another method
+    assert {p: p.stat().st_mtime_ns for p in first} == first
+    assert more.result["methods"] == json.loads((studied / "study.json").read_text())["methods"]
+    fewer = study(tmp_path / "s", methods=["at"], resume=True)
+    assert [entry["method"] for entry in fewer.result["methods"]] == ["ce", "at"]
+    with pytest.raises(InputError, match=r"kd/seed-0 holds a run with another recipe \(method was"):
+        study(tmp_path / "s", methods={"kd": {"kd": {"temperature": 9}}}, resume=True)
+
+
+@pytest.mark.parametrize("parallel", [1, 2])
+def test_a_study_goes_on_without_a_method_that_diverges(tmp_path: Path, teacher: Path, parallel: int) -> None:
+    out, bad = str(tmp_path / "s"), {"at": {"weight": 1e38}}
+    given = {"student": "wrn_10_1", "teacher": str(teacher), "data": "fashion_mnist_sample", "seeds": 1}
+    given |= {**SAMPLE, "out": out, "parallel": parallel}
+    with pytest.raises(TrainingStopped, match=r"not finite .*without this method, .* goes on with --resume"):
+        eyeline.study(**given, methods={"bad": bad, "kd": "kd"})
+    with pytest.raises(InputError, match="continue it with --resume, or, where it diverged, start anew"):
+        eyeline.report(out)
+    run = eyeline.study(**given, methods=["kd"], resume=True)
+    assert [entry["method"] for entry in run.result["methods"]] == ["ce", "kd"]
+
+
+def test_a_study_is_no_model(tmp_path: Path, studied: Path) -> None:
+    images = tiny_split(2, 0).images
+    for use in (
+        lambda: eyeline.load(studied),
+        lambda: eyeline.look(str(studied), images, str(tmp_path / "look.png")),
+        lambda: eyeline.distill(tiny_net(1), str(studied), tiny_data(), str(tmp_path / "run"), **SHORT),
+    ):
+        with pytest.raises(InputError, match=rf"{studied} is a study; name one of its runs, as .*/at/seed-0"):
+            use()
+
+
 def test_a_study_of_networks_without_common_layers_has_no_picture(tmp_path: Path) -> None:
     class Flat(nn.Module):
         def __init__(self) -> None:
@@ -502,6 +538,8 @@ def test_a_teacher_that_was_trained_on_another_division(
     common = {**SHORT, "epochs": 1, "image_size": 12, "workers": 0, "batch_size": 16}
     data = f"folder:{tmp_path / 'data'}"
     teacher = eyeline.train("wrn_10_1", data, str(tmp_path / "teacher"), **common)
+    (tmp_path / "data" / "a" / "bad.png").write_bytes(b"bad")
+    common["skip_bad_images"] = True
     for name, options, said in (
         ("same", {}, False),
         ("seed", {"split_seed": 1}, True),
@@ -509,8 +547,11 @@ def test_a_teacher_that_was_trained_on_another_division(
     ):
         capsys.readouterr()
         eyeline.distill("wrn_10_1", str(teacher.folder), data, str(tmp_path / name), **{**common, **options})
-        told = "was trained beside other validation and test images" in capsys.readouterr().err
-        assert told == said, name
+        heard = capsys.readouterr().err
+        assert ("was trained beside other validation and test images" in heard) == said, name
+        assert "1 unreadable image left out: a/bad.png" in heard
+        result = json.loads((tmp_path / name / "result.json").read_text())
+        assert result["data"]["skipped"] == ["a/bad.png"]
 
 
 @pytest.mark.parametrize(
@@ -568,7 +609,7 @@ def test_look(tmp_path: Path, teacher: Path, monkeypatch: Any, capsys: Any) -> N
         assert picture.format == "PNG"
         assert len(np.unique(np.asarray(picture))) > 50
         areas.append(picture.width * picture.height)
-    assert areas[0] == areas[1] == areas[3] > areas[2]  # two images, one
+    assert min(areas[0], areas[1], areas[3]) > areas[2]  # two images, one
     monkeypatch.chdir(tmp_path)
     assert main(["look", str(teacher), "images", "--maps", "sum^1,max^4", "--layers", "group2"]) == 0
     assert Image.open("look.png").format == "PNG"
@@ -593,6 +634,7 @@ def test_look_leaves_the_network_as_it_was(tmp_path: Path) -> None:
     [
         ({"maps": ["sum^0.5"]}, r"map function 'sum\^0\.5'; expected sum\^P or max\^P"),
         ({"count": 0}, "count is 0; expected"),
+        ({"out": "look.txt"}, "out is look.txt; the picture is a PNG"),
         ({"images": "nowhere"}, "unknown image file, folder of images or data set 'nowhere'"),
         ({"layers": ["lo"]}, "unknown layer"),
         ({"model": 3}, "model is 3; expected a name"),

@@ -14,6 +14,10 @@ class TrainingStopped(RuntimeError):
     """Training cannot go on: a loss is not finite, or the disk is full. The last good checkpoint is kept."""
 
 
+class Diverged(TrainingStopped):
+    """A loss or a weight is not finite."""
+
+
 def unknown(
     kind: str, given: object, choices: Iterable[str], *, listed: Iterable[str] | None = None
 ) -> InputError:

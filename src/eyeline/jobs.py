@@ -8,8 +8,8 @@ import functools
 import itertools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -52,7 +52,7 @@ from eyeline.engine.trainer import (
     view_seed,
 )
 from eyeline.engine.trainer import remember as fill
-from eyeline.errors import InputError, TrainingStopped
+from eyeline.errors import Diverged, InputError, TrainingStopped
 from eyeline.evaluate import attention_loss, evaluate
 from eyeline.evaluate.statistics import paired_difference, summary
 from eyeline.files import amount, read_json, write_atomically, write_json
@@ -160,7 +160,7 @@ def study(
         if memory is not None and not done and Device.of(settings).fabric.world_size == 1:
             # one forward pass a view for all methods and seeds
             fill(memory, distillers, data, settings, again="the same command and --resume goes on")
-    with record.claimed():
+    with record.claimed(), _advising(path):
         plan: list[_Planned] = []
         for number, seed in enumerate(seeds, 1):
             for name, method in methods.items():
@@ -221,6 +221,24 @@ def study(
         _draw_attention(path, content, make, teacher, data, settings, recipe["layers"])
         write_page(path, path / PAGE)
         return Run(path, content)
+
+
+@contextmanager
+def _advising(path: Path) -> Iterator[None]:
+    """Say of a study that stops how it goes on."""
+    try:
+        yield
+    except Diverged as error:
+        raise Diverged(
+            f"{error}; without this method, or with another weight under another name, the study in {path} "
+            "goes on with --resume"
+        ) from error
+    except KeyboardInterrupt as stopped:
+        if stopped.args:
+            raise
+        raise KeyboardInterrupt(
+            f"stopped; what is done is kept in {path}; continue with the same command and --resume"
+        ) from None
 
 
 class _Planned(NamedTuple):
@@ -365,6 +383,8 @@ def look(
     from eyeline.observe import Observer
     from eyeline.report.pictures import look_figure, save_figure
 
+    if out.suffix.lower() != ".png":
+        raise InputError(f"out is {out}; the picture is a PNG, expected a name that ends in .png")
     functions = {name: _map_function(name) for name in maps}
     if count < 1:
         raise InputError(f"count is {count}; expected a whole number of at least 1")
@@ -372,14 +392,12 @@ def look(
     preprocess = _preprocess(network)
     if isinstance(images, torch.Tensor):
         pixels, batch = images[:count].cpu(), preprocess(images[:count].cpu())
+        names = None
     else:
-        pixels, bad = read_images(images, preprocess, count, settings)
+        pixels, names, bad = read_images(images, preprocess, count, settings)
         batch = preprocess(pixels)
         if bad:
-            _say(
-                f"{len(bad)} unreadable image{'s' * (len(bad) > 1)} left out: {', '.join(map(str, bad[:3]))}"
-                f"{', ...' * (len(bad) > 3)}"
-            )
+            _say(_left_out(bad))
     first = next(network.parameters(), torch.empty(0))
     _, channels, height, width = batch.shape
     with (
@@ -396,7 +414,7 @@ def look(
         for layer, feature in zip(observer.layers, features, strict=True)
     }
     try:
-        return save_figure(look_figure(pixels, drawn), out.expanduser())
+        return save_figure(look_figure(pixels, drawn, names), out.expanduser())
     except OSError as error:
         raise InputError(f"cannot write the picture {out}: {error.strerror or error}") from error
 
@@ -406,6 +424,9 @@ def load(folder: Path, network: nn.Module | None = None) -> nn.Module:
         network = models.create_model(str(folder), pretrained=True)
         return _with_view(network, _preprocess(network), tuple(FashionMNIST.classes))
     folder = folder.expanduser()
+    if (folder / STUDY).is_file():
+        runs = sorted(file.parent for file in folder.glob(f"*/*/{MODEL}"))
+        raise InputError(f"{folder} is a study; name one of its runs{f', as {runs[0]}' if runs else ''}")
     card = read_json(folder / MODEL, "a finished run of eyeline train or distill")
     try:
         name, classes, channels = card["model"], tuple(card["classes"]), card["in_chans"]
@@ -456,7 +477,7 @@ def _run(
     if folder.result is not None:
         return Run(folder.path, folder.result, _own(given, student))
     if data.skipped:
-        console.print(f"{len(data.skipped)} unreadable images of {data.name} were left out")
+        _say(_left_out(data.skipped))
     network = teacher.network if teacher else None
     shape = _image_shape(data, settings)
     with folder.claimed():
@@ -653,8 +674,8 @@ def _teacher(given: Any, data: ImageData, weights: str | None) -> _Teacher:
         others = [name for name, hash_ in _held_out(data).items() if theirs.get(name, hash_) != hash_]
         if others and theirs.get("name") == data.name:
             _say(
-                f"teacher {given} was trained beside other {' and '.join(others)} images of {data.name} "
-                "(with another split_seed, or before files came or went); it may have seen some of these, and "
+                f"teacher {given} was trained beside other {' and '.join(others)} images of {data.name} (of "
+                "another split_seed, or before files came or went); it may have seen some of these, and its "
                 "figures be too high: train it again, or keep test images in a folder of their own"
             )
     elif isinstance(given, str) and weights is not None:
@@ -702,7 +723,7 @@ def _check(
         first = next((m for m in teacher.network.modules() if isinstance(m, nn.Conv2d)), None)
         why = str(error.__cause__ or error).partition("\n")[0]
         if first is not None and first.in_channels != data.channels:
-            why = f"it takes {first.in_channels} channels"
+            why = f"it takes {first.in_channels} channel{'s' * (first.in_channels > 1)}"
         raise InputError(
             f"teacher {teacher.name} cannot take the images of {data.name}, which are {size} ({why}); "
             f"train one on this data: eyeline train --model NAME --data {data.name}"
@@ -787,7 +808,7 @@ def _memory(
     if views > room:
         raise InputError(
             f"memory_budget is {settings.memory_budget:g} GB; {views} view{'s' * (views > 1)} of "
-            f"{len(data.train):,} images take {amount(views * size)} "
+            f"{len(data.train):,} images would take {amount(views * size)} "
             f"({', '.join(teacher.losses)}); give a larger --memory_budget, fewer --views, "
             "or --memory_precision uint8"
         )
@@ -809,6 +830,11 @@ def _memory(
         + (f"{missing} to be filled" if missing else "all are there")
     )
     return memory, settings
+
+
+def _left_out(files: Sequence[object]) -> str:
+    named = ", ".join(map(str, files[:3])) + ", ..." * (len(files) > 3)
+    return f"{len(files)} unreadable image{'s' * (len(files) > 1)} left out: {named}"
 
 
 def _say(line: str) -> None:
@@ -906,7 +932,8 @@ def _methods(given: Sequence[Any] | Mapping[str, Any]) -> dict[str, dict[str, An
 
 
 def _is_run(given: str) -> bool:
-    return (Path(given).expanduser() / MODEL).is_file()
+    folder = Path(given).expanduser()
+    return (folder / MODEL).is_file() or is_run(folder)
 
 
 def _shown(given: Any) -> str:
@@ -982,7 +1009,9 @@ def _file_name(text: str) -> str:
 
 def _described(data: ImageData) -> dict[str, Any]:
     sizes = {name: len(split) for name, split in data.splits.items()}
-    return {"name": data.name, "fingerprint": data.fingerprint(), "classes": list(data.classes), **sizes}
+    skipped = {"skipped": list(data.skipped)} if data.skipped else {}
+    facts = {"name": data.name, "fingerprint": data.fingerprint(), "classes": list(data.classes)}
+    return {**facts, **sizes, **skipped}
 
 
 def _teacher_figures(teacher: _Teacher, data: ImageData, settings: Settings) -> dict[str, Any]:

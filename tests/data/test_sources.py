@@ -640,7 +640,8 @@ def test_read_images(birds: Path, sample: ImageData) -> None:
     colour, grey = Preprocess(3, (6, 8), (0.0,) * 3, (1.0,) * 3), Preprocess(1, (28, 28), (0.0,), (1.0,))
 
     def read(images: Any, view: Preprocess, count: int) -> torch.Tensor:
-        pixels, bad = read_images(images, view, count)
+        pixels, names, bad = read_images(images, view, count)
+        assert len(names) == len(pixels)
         assert bad == []
         return pixels
 
@@ -655,11 +656,13 @@ def test_read_images(birds: Path, sample: ImageData) -> None:
 
     broken, skip = birds / "owl" / "000.png", Settings(skip_bad_images=True)
     broken.write_bytes(broken.read_bytes()[:100])
-    pixels, bad = read_images(f"folder:{birds}", colour, 5, skip)
+    pixels, names, bad = read_images(f"folder:{birds}", colour, 5, skip)
     assert (len(pixels), [file.name for file in bad]) == (5, ["000.png"])
     with pytest.raises(InputError, match=r"000\.png cannot be read: .*; --skip_bad_images leaves such files"):
         read_images(birds / "owl", colour, 3)
-    pixels, bad = read_images(birds / "owl", colour, 3, skip)
+    assert set(names) == {"crow", "owl", "wren"}
+    pixels, names, bad = read_images(birds / "owl", colour, 3, skip)
+    assert names == ["001.png", "002.png", "003.png"]
     assert (pixels.numpy() == np.stack(owls[1:])).all()
     assert bad == [broken]
     with pytest.raises(InputError, match=r"000\.png cannot be read: [^;]*$"):  # nothing would be left

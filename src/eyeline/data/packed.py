@@ -189,7 +189,7 @@ def _differences(theirs: Mapping[str, Any], key: Mapping[str, Any]) -> list[str]
     ):
         if names:
             first = ", ".join(file for _, file in names[:3]) + (", ..." if len(names) > 3 else "")
-            found.append(f"{len(names):,} files {what}: {first}")
+            found.append(f"{len(names):,} file{'s' * (len(names) > 1)} {what}: {first}")
     return found
 
 

@@ -238,25 +238,30 @@ def load_data(
     raise unknown("data set", name, NAMES)
 
 
+_Named = tuple[str, Image.Image]
+
+
 def read_images(
     images: Any, preprocess: Preprocess, count: int, settings: Settings | None = None
-) -> tuple[Tensor, list[Path]]:
+) -> tuple[Tensor, list[str], list[Path]]:
     """Read images to look at, in the size a model takes.
 
     ``images`` is an image file, a folder of images, a PIL image or a list of them, or a data set as in
     ``load_data``, of which test images (validation images if it has no test split) are taken, equally many of
-    each class. Returns the first ``count`` at most, uint8 ``[N, C, H, W]``, and the files that were left out.
+    each class. Returns the first ``count`` at most, uint8 ``[N, C, H, W]``, their names (of the file, or the
+    class), and the files that were left out.
     Raises ``InputError`` if there are none, or one cannot be read and is not to be skipped.
     """
     pictures, bad = _pictures(images, count, settings or Settings())
-    return torch.stack([preprocess.pixels(picture) for picture in pictures]), bad
+    pixels = torch.stack([preprocess.pixels(picture) for _, picture in pictures])
+    return pixels, [name for name, _ in pictures], bad
 
 
-def _pictures(images: Any, count: int, settings: Settings) -> tuple[list[Image.Image], list[Path]]:
+def _pictures(images: Any, count: int, settings: Settings) -> tuple[list[_Named], list[Path]]:
     if isinstance(images, Image.Image):
-        return [images], []
+        return [("", images)], []
     if isinstance(images, list | tuple) and images and isinstance(images[0], Image.Image):
-        return list(images[:count]), []
+        return [("", image) for image in images[:count]], []
     path = Path(images).expanduser() if isinstance(images, str | os.PathLike) else None
     if path is not None and path.exists():
         return _first_pictures(
@@ -268,20 +273,22 @@ def _pictures(images: Any, count: int, settings: Settings) -> tuple[list[Image.I
     data = load_data(images, settings)
     split = data.test or data.validation
     chosen = split.subset(balanced_subset(split.labels, count, seed=0))
+    names = [data.classes[label] for label in chosen.labels.tolist()]
     if isinstance(chosen, MemorySplit):
-        return [to_pil_image(image) for image in chosen.images], []
-    return [chosen.load(i) for i in range(len(chosen))], [Path(name) for name in data.skipped]
+        return list(zip(names, map(to_pil_image, chosen.images), strict=True)), []
+    pictures = [chosen.load(i) for i in range(len(chosen))]
+    return list(zip(names, pictures, strict=True)), [Path(name) for name in data.skipped]
 
 
 def _first_pictures(
     files: Sequence[Path], count: int, skip_bad_images: bool
-) -> tuple[list[Image.Image], list[Path]]:
+) -> tuple[list[_Named], list[Path]]:
     """The first ``count`` pictures, and the files before the last of them that cannot be read."""
-    pictures: list[Image.Image] = []
+    pictures: list[_Named] = []
     bad: list[Path] = []
     for file, picture in zip(files, each_decoded(files, None, lambda image: image), strict=False):
         if isinstance(picture, Image.Image):
-            pictures.append(picture)
+            pictures.append((_shortened(file.name), picture))
         elif skip_bad_images:
             bad.append(file)
         else:
@@ -292,6 +299,10 @@ def _first_pictures(
     if not pictures:
         raise InputError(f"none of {len(files):,} image files in {files[0].parent} can be read")
     return pictures, bad
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= 20 else f"{name[:9]}…{name[-10:]}"
 
 
 # --- splits -------------------------------------------------------------------------------------------------

@@ -21,13 +21,13 @@ from typing import Any
 
 import torch
 
-from eyeline.errors import InputError, TrainingStopped
+from eyeline.errors import Diverged, InputError, TrainingStopped
 
 START_UP = 6.0
 """Seconds that a process takes to its first step."""
 WORTHWHILE = 1.25
 """How many times as fast several at once must be by the measurement of one: they hinder one another."""
-_ERRORS = {error.__name__: error for error in (InputError, TrainingStopped)}
+_ERRORS = {error.__name__: error for error in (InputError, TrainingStopped, Diverged)}
 
 
 def how_many(step: Callable[[], object], runs: int, steps: int) -> tuple[int, str]:

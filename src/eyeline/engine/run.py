@@ -41,7 +41,7 @@ _PATIENCE = 10
 """Seconds that a run waits for the one that holds its folder."""
 _FREE = {
     *("out", "resume", "overwrite", "progress", "workers", "checkpoint_every", "data_root", "download"),
-    "parallel",
+    *("parallel", "methods", "seeds"),  # each run of a study has a recipe of its own
     "memory_budget",  # decides the number of views, which the recipe holds
 }
 

@@ -33,7 +33,7 @@ from eyeline.distiller import Distiller
 from eyeline.engine.allocator import keep_freed_memory
 from eyeline.engine.compiling import compile_parts, losses_part, restored, student_part, teacher_part
 from eyeline.engine.run import RunFolder
-from eyeline.errors import InputError, TrainingStopped
+from eyeline.errors import Diverged, InputError, TrainingStopped
 from eyeline.evaluate import evaluate
 from eyeline.losses import Target
 from eyeline.memory import Encoded, Memory, SharedTeacher, target_names
@@ -272,7 +272,7 @@ def _fit(
             )
         else:
             what = f"a weight is not finite after step {step} (epoch {(step - 1) // steps_per_epoch + 1})"
-        raise TrainingStopped(
+        raise Diverged(
             f"{what}; {kept} in {folder.path}; "
             "a smaller learning_rate or weight, or precision=float32, may help"
         )
@@ -376,7 +376,7 @@ def _fit(
                             distiller.student._compiled_call_impl = None
                             measured = evaluate(distiller.student, validation(), device.autocast)
                         if step == total and not math.isfinite(measured["loss"]):
-                            raise TrainingStopped(
+                            raise Diverged(
                                 f"the validation loss is not finite after the last step ({step}); "
                                 "a smaller learning_rate or weight, or precision=float32, may help"
                             )

@@ -93,7 +93,8 @@ def curves_chart(name: str, curves: Sequence[Curve], percentage: bool = False) -
     values = [v for each in curves for v in each.low + each.high]
     logarithmic = not percentage and min(values) > 0 and max(values) > 50 * min(values)
     figure.update_layout(hovermode="x unified", hoverlabel={"namelength": -1})
-    figure.update_xaxes(title="epoch", rangemode="tozero")
+    few = max(each.epochs[-1] for each in curves) <= 10
+    figure.update_xaxes(title="epoch", dtick=1 if few else None)
     figure.update_yaxes(ticksuffix=" %" if percentage else "", nticks=7)
     if logarithmic:
         figure.update_yaxes(type="log", dtick=1, exponentformat="none")

@@ -130,7 +130,10 @@ def run_page(folder: str | Path) -> str:
     folder = Path(folder)
     if not (folder / "result.json").exists():
         if (folder / "recipe.yaml").exists():
-            raise InputError(f"{folder} holds a run or study that is not finished; continue it with --resume")
+            raise InputError(
+                f"{folder} holds a run or study that is not finished; continue it with --resume, "
+                "or, where it diverged, start anew with --overwrite and a smaller learning_rate or weight"
+            )
         raise InputError(
             f"{folder} has neither study.json nor result.json; expected the folder of a study or a run; "
             "make one with `eyeline study`, `eyeline distill` or `eyeline train`"
@@ -419,7 +422,7 @@ def _facts(values: Mapping[str, Any], meaning: Mapping[str, str] | None = None) 
 def _value(value: Any) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return MISSING
-    if isinstance(value, dict):
+    if isinstance(value, dict) or (isinstance(value, list) and any(isinstance(v, dict) for v in value)):
         return f"<pre>{escape(yaml.safe_dump(value, sort_keys=False, allow_unicode=True).strip())}</pre>"
     if isinstance(value, list):
         return escape(", ".join(map(str, value))) or "none"

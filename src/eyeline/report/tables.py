@@ -216,6 +216,8 @@ def protocol(study: Mapping[str, Any]) -> str:
     for key, text in (("train", "labelled training"), ("validation", "validation"), ("test", "test")):
         if isinstance(data.get(key), int):
             parts.append(plural(data[key], f"{text} image"))
+    if skipped := data.get("skipped"):
+        parts.append(f"{plural(len(skipped), 'unreadable image')} left out")
     parts.append(plural(seeds(study), "seed"))
     if isinstance(epochs := study["recipe"].get("epochs"), int):
         parts.append(plural(epochs, "epoch"))
