@@ -230,9 +230,9 @@ def change(birds: Path) -> None:
 @pytest.mark.parametrize(
     ("edit", "options", "differs"),
     [
-        (add, {}, r"1 files added: train/crow/new\.png"),
-        (remove, {}, r"1 files removed: test/owl/large\.jpg"),
-        (change, {}, r"1 files changed: val/owl/wide\.png"),
+        (add, {}, r"1 file added: train/crow/new\.png"),
+        (remove, {}, r"1 file removed: test/owl/large\.jpg"),
+        (change, {}, r"1 file changed: val/owl/wide\.png"),
         (None, {"image_size": 24}, "its shorter side is 18 pixels, image_size needs 27"),
     ],
 )
