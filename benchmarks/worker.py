@@ -45,11 +45,10 @@ class Worker:
         os.environ.clear()
         os.environ.update(before)
         theirs.close()
-        self.names: list[str] = self._connection.recv()
 
     def variants(self) -> dict[str, Variant]:
-        """Seconds of a step of each variant, as measured in the process."""
-        return {name: self._ask(name) for name in self.names}
+        """Seconds of a step of each variant, as measured in the process; waits until they are made."""
+        return {name: self._ask(name) for name in self._connection.recv()}
 
     def _ask(self, name: str) -> Variant:
         def step() -> float:

@@ -73,14 +73,14 @@ def test_several_at_once_are_the_same_runs(tmp_path: Path, study: dict[str, Any]
 def test_the_error_of_a_run_arrives_and_ends_the_others(tmp_path: Path, study: dict[str, Any]) -> None:
     # the student alone would train for hours beside the one that fails at its first step
     study = {**study, "methods": {"at": {"at": {"weight": 1e38}}}, "epochs": 1_000_000}
-    with pytest.raises(TrainingStopped, match="step"):
+    with pytest.raises(TrainingStopped, match=r"at step .*without this method, .* goes on with --resume"):
         eyeline.study(**study, out=str(tmp_path / "study"), parallel=2)
     assert not list(tmp_path.rglob("result.json"))
 
 
 def test_a_study_that_is_stopped_goes_on(tmp_path: Path, study: dict[str, Any]) -> None:
-    whole = eyeline.study(**{**study, "epochs": 40}, out=str(tmp_path / "whole"), parallel=1)
-    study = {**study, "epochs": 40, "checkpoint_every": 1, "parallel": 2, "out": str(tmp_path / "study")}
+    whole = eyeline.study(**{**study, "epochs": 15}, out=str(tmp_path / "whole"), parallel=1)
+    study = {**study, "epochs": 15, "checkpoint_every": 1, "parallel": 2, "out": str(tmp_path / "study")}
     # each process is asked to stop, as by Ctrl-C; what a background job inherits ignores the signal
     handler = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     code = f"{handler}; import eyeline; eyeline.study(**{study!r})"
@@ -88,7 +88,7 @@ def test_a_study_that_is_stopped_goes_on(tmp_path: Path, study: dict[str, Any]) 
         [sys.executable, "-c", code], start_new_session=True, stderr=subprocess.PIPE
     ) as started:
         deadline = time.monotonic() + 120
-        while len(list(tmp_path.rglob("last.ckpt"))) < 2 and time.monotonic() < deadline:
+        while not list(tmp_path.rglob("last.ckpt")) and time.monotonic() < deadline:
             time.sleep(0.02)
         started.send_signal(signal.SIGINT)
         _, said = started.communicate(timeout=60)
@@ -96,8 +96,8 @@ def test_a_study_that_is_stopped_goes_on(tmp_path: Path, study: dict[str, Any]) 
     assert b"stopped with 0 of 3 runs done" in said
     assert b"continue with the same command and --resume" in said
     cut = list(tmp_path.rglob("last.ckpt"))
-    assert len(cut) == 2
-    assert all(torch.load(file, weights_only=True)["step"] < 40 * 3 for file in cut)
+    assert cut
+    assert all(torch.load(file, weights_only=True)["step"] < 15 * 3 for file in cut)
     done = eyeline.study(**study, resume=True)
     assert students(done.folder) == students(whole.folder)
     assert done.result["methods"] == whole.result["methods"]
