@@ -767,7 +767,7 @@ def test_a_teacher_that_cannot_take_the_images_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("verb", ["train", "distill", "study"])
 def test_a_taken_folder_is_refused_before_any_work(
-    tmp_path: Path, verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, verb: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = str(tmp_path / "run")
     eyeline.train(tiny_net(1), tiny_data(), out, **SHORT)
