@@ -9,11 +9,12 @@ import copy
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from eyeline.settings import Settings
+from eyeline.kinds import as_kind
+from eyeline.settings import Settings, kinds_of_settings
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,13 +24,15 @@ VERBS = ("train", "distill", "study", "remember", "look", "report", "demo")
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 
 
-def _with_settings(verb: Verb) -> Verb:
-    """Let a verb's ``**settings`` be the fields of Settings, in its signature, documentation and checks."""
+def _verb(verb: Verb) -> Verb:
+    """Check the arguments of a verb by their annotations.
+
+    Its ``**settings`` are the fields of Settings, in its signature and documentation too.
+    """
     own = inspect.signature(verb, eval_str=True)
-    hints = inspect.get_annotations(Settings, eval_str=True)
     parameters = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
     documented = []
-    for field in dataclasses.fields(Settings):
+    for field in dataclasses.fields(Settings) if len(parameters) < len(own.parameters) else ():
         if field.name in own.parameters:
             continue
         parameters.append(
@@ -37,17 +40,22 @@ def _with_settings(verb: Verb) -> Verb:
                 field.name,
                 inspect.Parameter.KEYWORD_ONLY,
                 default=field.default,
-                annotation=hints[field.name],
+                annotation=kinds_of_settings()[field.name],
             )
         )
         documented.append(f"        {field.name}: {field.metadata['doc'].replace('%%', '%')}")
+    signature = own.replace(parameters=parameters)
 
     @functools.wraps(verb)
     def call(*args: Any, **kwargs: Any) -> Any:
-        Settings.of(**{k: v for k, v in kwargs.items() if k not in own.parameters})
-        return verb(*args, **kwargs)
+        if documented:
+            Settings.of(**{k: v for k, v in kwargs.items() if k not in own.parameters})
+        given = signature.bind(*args, **kwargs)
+        for name, value in given.arguments.items():
+            given.arguments[name] = as_kind(name, value, signature.parameters[name].annotation)
+        return verb(*given.args, **given.kwargs)
 
-    call.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+    call.__signature__ = signature  # type: ignore[attr-defined]
     call.__doc__ = inspect.cleandoc(verb.__doc__ or "").replace(
         "    settings: see below", "\n".join(line[4:] for line in documented)
     )
@@ -68,7 +76,7 @@ class Run:
         return load(self.folder, None if self.network is None else copy.deepcopy(self.network))
 
 
-@_with_settings
+@_verb
 def train(
     model: str | Any,
     data: str | Any,
@@ -104,15 +112,15 @@ def train(
     return jobs.train(recipe, Settings.of(**settings), out=out, resume=resume, overwrite=overwrite)
 
 
-@_with_settings
+@_verb
 def distill(
     student: str | Any,
     teacher: str | Any,
     data: str | Any,
     out: str | None = None,
     *,
-    method: str | dict[str, Any] = "at+kd",
-    layers: str | list[str] = "auto",
+    method: str | Mapping[str, Any] = "at+kd",
+    layers: str | Sequence[str] = "auto",
     student_weights: str | None = None,
     teacher_weights: str | None = None,
     resume: bool = False,
@@ -155,16 +163,16 @@ def distill(
     return jobs.distill(recipe, Settings.of(**settings), out=out, resume=resume, overwrite=overwrite)
 
 
-@_with_settings
+@_verb
 def study(
     student: str | Any,
     teacher: str | Any,
     data: str | Any,
     out: str | None = None,
     *,
-    methods: list[str] | dict[str, Any] = ["kd", "at", "at+kd"],  # noqa: B006 (never changed)
-    seeds: int | list[int] = 5,
-    layers: str | list[str] = "auto",
+    methods: Sequence[str | Mapping[str, Any]] | str | Mapping[str, Any] = ["kd", "at", "at+kd"],
+    seeds: int | Sequence[int] = 5,
+    layers: str | Sequence[str] = "auto",
     teacher_weights: str | None = None,
     parallel: int | None = None,
     resume: bool = False,
@@ -210,15 +218,15 @@ def study(
     return jobs.study(recipe, Settings.of(**settings), out=out, resume=resume, overwrite=overwrite)
 
 
-@_with_settings
+@_verb
 def remember(
     student: str | Any,
     teacher: str | Any,
     data: str | Any,
     memory: str,
     *,
-    methods: list[str] | dict[str, Any] = ["at+kd"],  # noqa: B006 (never changed)
-    layers: str | list[str] = "auto",
+    methods: Sequence[str | Mapping[str, Any]] | str | Mapping[str, Any] = ["at+kd"],
+    layers: str | Sequence[str] = "auto",
     teacher_weights: str | None = None,
     **settings: Any,
 ) -> Path:
@@ -258,13 +266,14 @@ def remember(
     return jobs.remember(recipe, Settings.of(memory=memory, **settings))
 
 
+@_verb
 def look(
     model: str | Any,
     images: str | Any,
     out: str = "look.png",
     *,
-    layers: str | list[str] = "auto",
-    maps: list[str] = ["sum^1", "sum^2", "sum^4", "max^2"],  # noqa: B006 (never changed)
+    layers: str | Sequence[str] = "auto",
+    maps: Sequence[str] = ["sum^1", "sum^2", "sum^4", "max^2"],
     count: int = 4,
     pretrained: bool = False,
     weights: str | None = None,
@@ -299,6 +308,7 @@ def look(
     return jobs.look(model, images, Path(out), layers, maps, count, pretrained, weights, settings)
 
 
+@_verb
 def report(folder: str | Path, out: str | None = None) -> Path:
     """Write the page of a study or a run: table, curves, attention maps, protocol.
 
@@ -317,10 +327,11 @@ def report(folder: str | Path, out: str | None = None) -> Path:
     return write_page(Path(folder), None if out is None else Path(out))
 
 
+@_verb
 def demo(
     out: str = "runs/demo",
     *,
-    seeds: int | list[int] | None = None,
+    seeds: int | Sequence[int] | None = None,
     full: bool = False,
     resume: bool = False,
     overwrite: bool = False,
@@ -362,4 +373,4 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     """
     from eyeline import jobs
 
-    return jobs.load(Path(folder).expanduser(), model)
+    return jobs.load(Path(as_kind("folder", folder, str | Path)).expanduser(), model)

@@ -10,11 +10,11 @@ import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from eyeline import __version__, api
 from eyeline.errors import InputError, TrainingStopped, unknown
+from eyeline.kinds import as_kind, expected, parse_yaml, takes_list
 
 USAGE = """\
 usage: eyeline VERB [options]
@@ -115,16 +115,14 @@ def _arguments(verb: Callable[..., Any], words: Sequence[str]) -> dict[str, Any]
     Raises:
         InputError: an unknown option, a value of the wrong kind, or a required one that is missing.
     """
-    import yaml
-
     name, parameters = verb.__name__, _parameters(verb)
     options = _options(name, parameters, words)
     recipe: dict[str, Any] = {}
     if "config" in options:
         path = Path(options.pop("config")).expanduser()
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError) as error:
+            content = parse_yaml(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
             raise InputError(f"cannot read the recipe {path}: {reason}") from error
         if not isinstance(content, dict):
@@ -145,38 +143,13 @@ def _arguments(verb: Callable[..., Any], words: Sequence[str]) -> dict[str, Any]
         raise InputError(f"{listed} must be given (eyeline {name} --help)")
 
     values = {n: p.default for n, p in parameters.items() if p.default is not p.empty}
-    values |= {n: _typed(n, value, parameters[n].annotation) for n, value in {**recipe, **options}.items()}
+    for argument, value in {**recipe, **options}.items():
+        values[argument] = as_kind(argument, value, parameters[argument].annotation, said=True)
     return values
 
 
 def _parameters(verb: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(verb, eval_str=True).parameters
-
-
-def _listed(word: str, kind: Any) -> str:
-    """Let ``a,b`` stand for ``[a, b]`` where a list is taken."""
-    takes = _lists(kind)
-    alone = not takes or word.startswith(("[", "{")) or (takes == "also" and "," not in word)
-    return word if alone else f"[{word}]"
-
-
-def _typed(argument: str, value: Any, kind: Any) -> Any:
-    """A word, or what a recipe holds, as the annotation wants it.
-
-    Raises:
-        InputError: it cannot be that.
-    """
-    from jsonargparse import ArgumentError, ArgumentParser
-
-    word = _listed(value, kind) if isinstance(value, str) else ""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument(f"--{argument}", type=kind)
-    try:
-        if isinstance(value, str):
-            return parser.parse_args([f"--{argument}={word}"])[argument]
-        return parser.parse_object({argument: value})[argument]
-    except (ArgumentError, TypeError, ValueError) as error:
-        raise _wrong(argument, value, kind) from error
 
 
 def _options(name: str, parameters: Mapping[str, Any], words: Sequence[str]) -> dict[str, str]:
@@ -203,8 +176,8 @@ def _options(name: str, parameters: Mapping[str, Any], words: Sequence[str]) -> 
         if not values and kind is bool:
             values = ["true"]
         if not values:
-            raise InputError(f"--{option} needs a value: {_expected(kind)}")
-        if len(values) > 1 and not _lists(kind):
+            raise InputError(f"--{option} needs a value: {expected(kind)}")
+        if len(values) > 1 and not takes_list(kind):
             raise InputError(f"--{option} takes one value, got {' '.join(values)!r}")
         options[option] = ",".join(values)
     return options
@@ -217,48 +190,6 @@ def _near(given: object, choices: Iterable[str], mark: str = "") -> str:
 
 def _is_option(word: str) -> bool:
     return word.startswith("-") and re.fullmatch(r"-[\d.].*|-", word) is None  # -1 is a value
-
-
-# --- kinds of values, in words ------------------------------------------------------------------------------
-
-
-def _kinds(kind: Any) -> tuple[Any, ...]:
-    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
-
-
-def _lists(kind: Any) -> str:
-    """Whether a parameter takes a list: ``"only"`` that (or a mapping), ``"also"``, or not at all."""
-    kinds = [k for k in _kinds(kind) if k is not type(None)]
-    several = [get_origin(k) in (list, tuple) for k in kinds]
-    mapping = [get_origin(k) is dict for k in kinds]
-    if not any(several):
-        return ""
-    return "only" if all(a or b for a, b in zip(several, mapping, strict=True)) else "also"
-
-
-def _expected(kind: Any) -> str:
-    """What a value should be, in words."""
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path"}
-    said = []
-    for each in _kinds(kind):
-        origin = get_origin(each)
-        if origin is Literal:
-            said.append(", ".join(map(str, get_args(each))))
-        elif origin in (list, tuple):
-            inner = {int: "whole numbers", float: "numbers"}.get(get_args(each)[0], "names")
-            said.append(f"several {inner}, as a,b,c")
-        elif origin is dict:
-            said.append("a mapping")
-        elif each in words:
-            said.append(words[each])
-    return " or ".join(said)
-
-
-def _wrong(argument: str, value: Any, kind: Any) -> InputError:
-    choices = [c for k in _kinds(kind) if get_origin(k) is Literal for c in get_args(k)]
-    if choices:
-        return unknown(argument, value, choices)
-    return InputError(f"{argument} is {value!r}; expected {_expected(kind)}")
 
 
 # --- help ---------------------------------------------------------------------------------------------------
@@ -299,10 +230,9 @@ def _help(verb: Callable[..., Any]) -> str:
     options = [("config", "a recipe: a YAML file with any of these arguments", "")]
     for name, parameter in parameters.items():
         text, default = " ".join(documented[name].split()), parameter.default
-        literal = [k for k in _kinds(parameter.annotation) if get_origin(k) is Literal]
-        choices = ", ".join(str(c) for k in literal for c in get_args(k))
-        if literal and not all(str(c) in text for k in literal for c in get_args(k)):
-            text += f" ({choices})"
+        choices = get_args(parameter.annotation) if get_origin(parameter.annotation) is Literal else ()
+        if not all(choice in text for choice in choices):
+            text += f" ({', '.join(choices)})"
         if parameter.default is parameter.empty:
             note = "required"
         elif default is None:

@@ -341,7 +341,7 @@ def remember(recipe: dict[str, Any], settings: Settings) -> Path:
     return memory.folder
 
 
-def demo(out: Path, seeds: int | list[int] | None, full: bool, *, resume: bool, overwrite: bool) -> Run:
+def demo(out: Path, seeds: int | Sequence[int] | None, full: bool, *, resume: bool, overwrite: bool) -> Run:
     name, out = "demo_full" if full else "demo", out.expanduser()
     recipe = yaml.safe_load((resources.files("eyeline.data") / "assets" / f"{name}.yaml").read_text("utf-8"))
     if full:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import functools
+import inspect
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from eyeline.errors import InputError, unknown
+from eyeline.kinds import as_kind
 
 
 def _setting(default: Any, doc: str) -> Any:
@@ -84,7 +86,9 @@ class Settings:
 
     # hardware
     accelerator: str = _setting("auto", "cpu, cuda, mps, auto")
-    devices: int | str = _setting("auto", "number of devices (default: 1 on a CPU, all GPUs otherwise)")
+    devices: int | Literal["auto"] = _setting(
+        "auto", "number of devices (auto: 1 on a CPU, all GPUs otherwise)"
+    )
     precision: Literal["auto", "float32", "bf16"] = _setting(
         "auto", "auto: bf16 autocast where the hardware has it"
     )
@@ -102,29 +106,20 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Refuse impossible values before any work starts."""
+        for name, kind in kinds_of_settings().items():
+            object.__setattr__(self, name, as_kind(name, getattr(self, name), kind))
 
         def need(ok: bool, name: str, expected: str) -> None:
             if not ok:
                 raise InputError(f"{name} is {getattr(self, name)!r}; expected {expected}")
 
-        for name in ("epochs", "batch_size", "validate_every"):
+        counts = ("epochs", "batch_size", "validate_every", "train_size", "validation_size", "image_size")
+        for name in (*counts, "views", "checkpoint_every"):
             value = getattr(self, name)
-            need(isinstance(value, int) and value >= 1, name, "a whole number of at least 1")
-        for name in ("train_size", "validation_size", "image_size", "views", "checkpoint_every"):
-            value = getattr(self, name)
-            need(
-                value is None or (isinstance(value, int) and value >= 1), name, "a whole number of at least 1"
-            )
+            need(value is None or value >= 1, name, "a whole number of at least 1")
+        need(self.devices == "auto" or self.devices >= 1, "devices", "a whole number of at least 1, or auto")
         for name in ("memory", "packed"):
             need(getattr(self, name) != "", name, "a folder")
-        for name in ("memory_budget", "learning_rate", "weight_decay", "momentum", "gamma", "warmup_epochs"):
-            value = getattr(self, name)
-            number = isinstance(value, int | float) and math.isfinite(value)
-            need(
-                number or (value is None and name in ("learning_rate", "weight_decay")),
-                name,
-                "a finite number",
-            )
         need(self.memory_budget > 0, "memory_budget", "a number of GB above 0")
         need(self.learning_rate is None or self.learning_rate > 0, "learning_rate", "a number above 0")
         need(self.weight_decay is None or self.weight_decay >= 0, "weight_decay", "a number of at least 0")
@@ -133,10 +128,6 @@ class Settings:
         need(0 < self.gamma <= 1, "gamma", "a factor in (0, 1]")
         need(self.warmup_epochs >= 0, "warmup_epochs", "a number of at least 0")
         need(self.workers is None or self.workers >= 0, "workers", "a whole number of at least 0")
-        for f in dataclasses.fields(self):
-            choices = _literal(f)
-            if choices and getattr(self, f.name) not in choices:
-                raise unknown(f.name, getattr(self, f.name), choices)
 
     @classmethod
     def of(cls, **values: Any) -> Settings:
@@ -145,14 +136,10 @@ class Settings:
         for name in values:
             if name not in names:
                 raise unknown("setting", name, names)
-        if "milestones" in values:
-            values["milestones"] = tuple(values["milestones"])
         return cls(**values)
 
 
-def _literal(f: dataclasses.Field[Any]) -> tuple[str, ...]:
-    """The choices of a field annotated with Literal, else nothing."""
-    from typing import get_args, get_type_hints
-
-    hint = get_type_hints(Settings)[f.name]
-    return tuple(a for a in get_args(hint) if isinstance(a, str)) if "Literal" in str(hint) else ()
+@functools.cache
+def kinds_of_settings() -> dict[str, Any]:
+    """The annotation of each setting."""
+    return inspect.get_annotations(Settings, eval_str=True)

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+
+import eyeline
+from eyeline import api, jobs
+from eyeline.errors import InputError
+from eyeline.kinds import as_kind, parse_yaml
+from eyeline.settings import Settings, kinds_of_settings
+
+Names = Sequence[str | Mapping[str, Any]] | str | Mapping[str, Any]
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "made"),
+    [
+        (np.int64(3), int, 3),
+        (3, float, 3.0),
+        (np.float32(0.5), float | None, 0.5),
+        (None, int | None, None),
+        ((0.1, 1), tuple[float, ...], (0.1, 1.0)),
+        (range(3), int | Sequence[int], [0, 1, 2]),
+        (Path("a"), str, "a"),
+        ("a", str | Path, "a"),
+        ("auto", int | Literal["auto"], "auto"),
+        ("kd", Names, "kd"),
+        (["kd", {"at": {}}], Names, ["kd", {"at": {}}]),
+        ("3", str | Any, "3"),
+    ],
+    ids=str,
+)
+def test_values_of_python(value: Any, kind: Any, made: Any) -> None:
+    given = as_kind("x", value, kind)
+    assert given == made
+    assert type(given) is type(made)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "made"),
+    [
+        ("3", int | None, 3),
+        ("null", int | None, None),
+        ("1e-3", float | None, 0.001),
+        ("True", bool, True),
+        ("0.5,1", tuple[float, ...], (0.5, 1.0)),
+        ("[0.5, 1]", tuple[float, ...], (0.5, 1.0)),
+        ("3", int | Sequence[int], 3),
+        ("0,2", int | Sequence[int], [0, 2]),
+        ("2", int | Literal["auto"], 2),
+        ("a", str | Sequence[str], "a"),
+        ("a, b", str | Sequence[str], ["a", "b"]),
+        ("kd", Names, ["kd"]),
+        (
+            "{at: {weight: 1e3, x: off}, kd}",
+            Names,
+            {"at": {"weight": 1e3, "x": "off"}, "kd": None},
+        ),
+        ("on", Literal["auto", "on"], "on"),
+        ("{", str | Mapping[str, Any], "{"),
+    ],
+)
+def test_words(text: str, kind: Any, made: Any) -> None:
+    assert as_kind("x", text, kind, said=True) == made
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "expected"),
+    [
+        (True, int, "a whole number"),
+        (1.5, int | None, "a whole number"),
+        ("3", int, "a whole number"),
+        (False, float, "a number"),
+        (float("nan"), float, "a finite number"),
+        (10**400, float, "a number"),
+        (1, bool, "true or false"),
+        (3, str | None, "a text"),
+        ("0.5", tuple[float, ...], "several numbers, as a,b,c"),
+        ([1, True], int | Sequence[int], "a whole number or several whole numbers, as a,b,c"),
+        ({1}, Sequence[int], "several whole numbers, as a,b,c"),
+        (["a"], Mapping[str, Any], "a mapping"),
+    ],
+    ids=str,
+)
+def test_values_of_another_kind(value: Any, kind: Any, expected: str) -> None:
+    with pytest.raises(InputError) as refused:
+        as_kind("x", value, kind)
+    assert str(refused.value) == f"x is {value!r}; expected {expected}"
+
+
+def test_yaml_as_people_mean_it() -> None:
+    assert parse_yaml("{a: 1e-3, b: on, c: 2024-01-01, d: true, e: 7, f: 1.5, g: .5e3, h: null}") == {
+        **{"a": 1e-3, "b": "on", "c": "2024-01-01", "d": True, "e": 7, "f": 1.5, "g": 500.0, "h": None}
+    }
+    for text in ("{a: ", "[" * 9000, "!!python/name:os.system", "{[]: 1}"):
+        with pytest.raises(InputError):
+            parse_yaml(text)
+
+
+@pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(Settings)])
+def test_every_setting_is_of_its_kind(name: str) -> None:
+    wrong: list[Any] = [object(), [object()], float("inf")]
+    wrong += [1, "no", None] if kinds_of_settings()[name] is bool else [True, [True]]
+    for value in wrong:
+        with pytest.raises(InputError, match=f"^(unknown )?{name} (is )?"):
+            Settings.of(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"seed": 1.5}, {"devices": 0}, {"devices": -1}, {"workers": "a"}, {"milestones": [0.5, "z"]}],
+    ids=str,
+)
+def test_settings_that_cannot_be(given: dict[str, Any]) -> None:
+    name, value = next(iter(given.items()))
+    with pytest.raises(InputError) as refused:
+        Settings.of(**given)
+    assert str(refused.value).startswith(f"{name} is {value!r}; expected ")
+
+
+@pytest.mark.parametrize("verb", api.VERBS)
+def test_every_argument_of_a_verb_is_of_its_kind(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if hasattr(jobs, verb):
+        monkeypatch.setattr(jobs, verb, lambda *_, **__: pytest.fail("work was begun"))
+    parameters = inspect.signature(getattr(api, verb)).parameters
+    required = {n: "x" for n, p in parameters.items() if p.default is p.empty}
+    for name, parameter in parameters.items():
+        if Any not in getattr(parameter.annotation, "__args__", ()):
+            with pytest.raises(InputError, match=f"^(unknown )?{name} (is )?"):
+                getattr(eyeline, verb)(**{**required, name: object()})
