@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -13,6 +16,7 @@ from torch import Tensor, nn
 
 from eyeline import Distiller, InputError, Observer, create_model
 from eyeline.functional import attention_transfer_loss, knowledge_distillation_loss
+from eyeline.objective import Terms
 from networks import Answers, Plain
 
 SHAPE = (3, 16, 16)
@@ -331,14 +335,40 @@ def test_plain_loop_learns_a_batch(batch: tuple[Tensor, Tensor]) -> None:
         assert totals[-1][name] < 0.5 * totals[0][name], name
 
 
+def same_terms(found: Terms, expected: Terms, **tolerance: float) -> None:
+    assert isinstance(found, Terms)
+    assert list(found) == list(expected)
+    for name, term in found.items():
+        torch.testing.assert_close(term.float(), expected[name], **tolerance)
+    torch.testing.assert_close(found.total.float(), expected.total, **tolerance)
+    torch.testing.assert_close(found.logits.float(), expected.logits, **tolerance)
+
+
+def without_dropout() -> Distiller:
+    student, teacher = pair()
+    student.dropout.p = 0.0
+    return Distiller(student, teacher, input_shape=SHAPE).train()
+
+
+def test_terms_read_like_a_mapping(batch: tuple[Tensor, Tensor]) -> None:
+    terms = without_dropout()(*batch)
+    assert list(terms) == list(terms.keys()) == ["ce", "at", "kd"]
+    assert len(terms) == 3
+    assert "at" in terms
+    assert "total" not in terms
+    assert dict(terms) == {**terms} == dict(terms.items()) == dict(zip(terms, terms.values(), strict=True))
+    with pytest.raises(KeyError):
+        terms["nonsense"]
+
+
 def test_compiled_whole(batch: tuple[Tensor, Tensor]) -> None:
     torch._dynamo.reset()
     distiller = Distiller(*pair(), input_shape=SHAPE).eval()
-    eager = distiller(*batch).total
+    eager = distiller(*batch)
     distiller.compile(backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(distiller(*batch).total, eager)
+    same_terms(distiller(*batch), eager)
     distiller.set_progress(4, 5)
-    assert distiller(*batch).total < eager
+    assert distiller(*batch).total < eager.total
 
 
 @pytest.fixture
@@ -352,24 +382,130 @@ def one_process_group() -> Iterator[None]:
     dist.destroy_process_group()
 
 
+@pytest.mark.parametrize("how", ["", "find_unused_parameters", "static_graph"])
 def test_distributed_data_parallel_gives_the_same_gradient(
-    one_process_group: None, batch: tuple[Tensor, Tensor]
+    one_process_group: None, batch: tuple[Tensor, Tensor], how: str
 ) -> None:
-    student, teacher = pair()
-    student.dropout.p = 0.0
-    alone = Distiller(student, teacher, input_shape=SHAPE).train()
-    parallel = nn.parallel.DistributedDataParallel(copy.deepcopy(alone))
+    alone = without_dropout()
+    parallel = nn.parallel.DistributedDataParallel(copy.deepcopy(alone), **({how: True} if how else {}))
     expected, found = alone(*batch), parallel(*batch)
-    assert dict(found) == dict(expected)
+    same_terms(found, expected)
     expected.total.backward()
     found.total.backward()
     for a, b in zip(alone.trainable_parameters(), parallel.module.trainable_parameters(), strict=True):
         assert a.grad is not None
         torch.testing.assert_close(a.grad, b.grad)
+    if how:  # what torch puts between the output and the network, to see which parameters it depends on
+        assert "DDPSink" in type(found.total.grad_fn).__name__
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_in_lightning_fabric(batch: tuple[Tensor, Tensor], precision: Any) -> None:
+    from lightning_fabric import Fabric
+
+    distiller = without_dropout()
+    expected = copy.deepcopy(distiller)(*batch)
+    fabric = Fabric(accelerator="cpu", devices=1, precision=precision)
+    optimizer = torch.optim.SGD(distiller.trainable_parameters(), 0.01)
+    module, optimizer = fabric.setup(distiller, optimizer)
+    terms = module(*batch)
+    same_terms(terms, expected, **({"rtol": 0.1, "atol": 0.05} if precision == "bf16-mixed" else {}))
+    assert terms.logits.dtype == torch.float32  # as Fabric hands results to its user
+    before = snapshot(distiller.student)
+    fabric.backward(terms.total)
+    optimizer.step()
+    assert not same(distiller.student, before)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_in_accelerate(batch: tuple[Tensor, Tensor], precision: str) -> None:
+    accelerate = pytest.importorskip("accelerate", reason="Accelerate is not installed")
+    distiller = without_dropout()
+    expected = copy.deepcopy(distiller)(*batch)
+    try:
+        accelerator = accelerate.Accelerator(cpu=True, mixed_precision=precision)
+        optimizer = torch.optim.SGD(distiller.trainable_parameters(), 0.01)
+        module, optimizer = accelerator.prepare(distiller, optimizer)
+        terms = module(*batch)
+        same_terms(terms, expected, **({"rtol": 0.1, "atol": 0.05} if precision == "bf16" else {}))
+        before = snapshot(distiller.student)
+        accelerator.backward(terms.total)
+        optimizer.step()
+        assert not same(distiller.student, before)
+    finally:
+        accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+
+
+METHODS: list[Any] = [
+    "at+kd",
+    {"gat": {"where": "features", "compare": "map"}, "cam": {}, "act": {}},
+    {"sym": {"statistics": "running"}, "aft": {}},
+]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=["at+kd", "gat+cam+act", "sym+aft"])
+def test_replicas_of_data_parallel_give_the_gradient_of_the_halves(
+    batch: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch, method: Any
+) -> None:
+    """torch's own copying, threads and gathering, with processors that are all this one."""
+    student, teacher = pair()
+    student.dropout.p = 0.0
+    distiller = Distiller(student, teacher, method, input_shape=SHAPE).train()
+    alone = [copy.deepcopy(distiller) for _ in range(2)]  # neither sees the statistics that the other moved
+
+    def broadcast(tensors: list[Tensor], devices: list[int], detach: bool = False) -> list[list[Tensor]]:
+        copies = [[tensor * 1 for tensor in tensors] for _ in devices]
+        return [[t.detach() for t in tensors] for tensors in copies] if detach else copies
+
+    class Gather:
+        @staticmethod
+        def apply(device: int, dim: int, *parts: Tensor) -> Tensor:
+            return torch.cat([part.view(1) if part.ndim == 0 else part for part in parts], dim)
+
+    import torch.nn.parallel.scatter_gather as gathering
+
+    replicating = sys.modules["torch.nn.parallel.replicate"]
+    monkeypatch.setattr(replicating, "_broadcast_coalesced_reshape", broadcast)
+    monkeypatch.setattr(replicating, "_get_device_index", lambda device, optional: device)
+    monkeypatch.setattr(gathering, "Gather", Gather)
+
+    halves = [tuple(tensor[part] for tensor in batch) for part in (slice(0, 3), slice(3, 6))]
+    together = threading.Barrier(2, timeout=60)  # each is in the middle of its pass when the other is
+    waiting = distiller.student.stage2.register_forward_hook(lambda *_: (together.wait(), None)[1])
+    replicas = replicating.replicate(distiller, [0, 1])
+    with ThreadPoolExecutor(2) as pool:
+        found = gathering.gather(list(pool.map(lambda r, half: r(*half), replicas, halves)), 0)
+    waiting.remove()
+    expected = [distiller(*half) for distiller, half in zip(alone, halves, strict=True)]
+    assert isinstance(found, Terms)
+    for name in expected[0]:
+        torch.testing.assert_close(found[name], torch.stack([terms[name] for terms in expected]))
+    torch.testing.assert_close(found.total, torch.stack([terms.total for terms in expected]))
+    assert found.logits.shape == (6, 5)
+    found.total.mean().backward()
+    torch.stack([terms.total for terms in expected]).mean().backward()
+    for found, *parts in zip(*(d.trainable_parameters() for d in (distiller, *alone)), strict=True):
+        torch.testing.assert_close(found.grad, parts[0].grad + parts[1].grad, rtol=1e-4, atol=1e-6)
+    assert isinstance(distiller(*batch), Terms)  # the original works as before
+
+
+@pytest.mark.gpu
+def test_in_data_parallel(batch: tuple[Tensor, Tensor]) -> None:
+    devices = list(range(min(2, torch.cuda.device_count())))
+    distiller = without_dropout().cuda()
+    alone = copy.deepcopy(distiller)
+    images, labels = (tensor.cuda() for tensor in batch)
+    found = nn.DataParallel(distiller, devices)(images, labels)
+    halves = zip(images.chunk(len(devices)), labels.chunk(len(devices)), strict=True)
+    expected = [alone(*half) for half in halves]
+    torch.testing.assert_close(found.total.mean(), torch.stack([terms.total for terms in expected]).mean())
+    assert found.logits.shape == (6, 5)
+    found.total.mean().backward()
+    assert all(parameter.grad is not None for parameter in distiller.trainable_parameters())
 
 
 def test_inside_a_lightning_module(batch: tuple[Tensor, Tensor], tmp_path: Any) -> None:
-    lightning = pytest.importorskip("lightning.pytorch", reason="Lightning's Trainer is not installed")
+    lightning = pytest.importorskip("pytorch_lightning", reason="Lightning's Trainer is not installed")
 
     class Module(lightning.LightningModule):
         def __init__(self) -> None:
@@ -383,6 +519,7 @@ def test_inside_a_lightning_module(batch: tuple[Tensor, Tensor], tmp_path: Any) 
             assert self.distiller.teacher is not None
             assert not any(module.training for module in self.distiller.teacher.modules())
             self.seen.append(terms.total.item())
+            self.log_dict(dict(terms))
             return terms.total
 
         def on_train_epoch_start(self) -> None:
@@ -402,3 +539,4 @@ def test_inside_a_lightning_module(batch: tuple[Tensor, Tensor], tmp_path: Any) 
     assert len(module.seen) == 4
     assert module.seen[-1] < module.seen[0]
     assert same(module.distiller.teacher, before)
+    assert trainer.logged_metrics.keys() == {"ce", "at", "kd"}

@@ -18,7 +18,7 @@ from eyeline.layers import (
     shared_input_shape,
 )
 from eyeline.losses import Loss, Target
-from eyeline.objective import Method, Objective, Terms
+from eyeline.objective import Method, Objective, Terms, apart
 from eyeline.observe import Observer
 
 
@@ -185,14 +185,23 @@ class Distiller(nn.Module):
             labels: ``[N]``, int64.
             targets: remembered from :meth:`target` for this very view; the teacher is asked for those of the
                 losses that are not given, and does not run if all are.
+
+        Under ``nn.DataParallel`` every scalar is a value a device: differentiate ``terms.total.mean()``.
         """
+        replica = getattr(self, "_is_replica", False)
+        if replica:  # of nn.DataParallel: its observers are still those of the original
+            self.observe_student = self.observe_student.of_replica(self.student)
+            if self.observe_teacher is not None:
+                assert self.teacher is not None
+                self.observe_teacher = self.observe_teacher.of_replica(self.teacher)
         targets = targets or {}
         lacking = self.objective.targeted.keys() - targets.keys()
         if lacking:
             targets = {**targets, **self.target(images, labels, lacking)}
         if self.objective.needs("input_gradient"):
             images = images.detach().requires_grad_()
-        return self.objective(self.observe_student(images, labels), targets, labels)
+        terms = self.objective(self.observe_student(images, labels), targets, labels)
+        return apart(terms) if replica else terms
 
 
 def ask_teacher(

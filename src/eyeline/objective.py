@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections import namedtuple
+from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import register_dataclass
 
 from eyeline.errors import InputError, unknown
 from eyeline.losses import LOSSES, Loss, Target
@@ -164,15 +166,52 @@ def _build(name: str, options: Mapping[str, Any]) -> Loss:
         raise InputError(f"loss {name!r} with {parameters}: a value of the wrong kind ({error})") from error
 
 
-class Terms(dict[str, Tensor]):
-    """The unweighted terms of one step by name, their weighted sum, and what the student answered."""
+@dataclass(eq=False)
+class Terms:
+    """The unweighted terms of one step by name, their weighted sum, and what the student answered.
 
-    def __init__(self, terms: Mapping[str, Tensor], total: Tensor, logits: Tensor) -> None:
-        super().__init__(terms)
-        self.total = total
-        """The scalar to differentiate: Σ weight · term."""
-        self.logits = logits
-        """The student's logits ``[N, K]``."""
+    Read like a mapping of names to terms. A dataclass, which PyTorch and what wraps its modules take apart
+    and put together again; a mapping would lose the sum and the answer there.
+    """
+
+    terms: dict[str, Tensor]
+    """Name -> scalar, detached."""
+    total: Tensor
+    """The scalar to differentiate: Σ weight · term."""
+    logits: Tensor
+    """The student's logits ``[N, K]``."""
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.terms[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.terms)
+
+    def __len__(self) -> int:
+        return len(self.terms)
+
+    def keys(self) -> KeysView[str]:
+        return self.terms.keys()
+
+    def values(self) -> ValuesView[Tensor]:
+        return self.terms.values()
+
+    def items(self) -> ItemsView[str, Tensor]:
+        return self.terms.items()
+
+
+class _Apart(namedtuple("_Apart", ("terms", "total", "logits"))):
+    @classmethod
+    def _make(cls, parts: Iterable[Any]) -> Any:  # type: ignore[override]
+        return Terms(*parts)
+
+
+def apart(terms: Terms) -> Any:
+    """Terms as ``nn.DataParallel`` gathers them from its devices (it knows no dataclass): as Terms again."""
+    return _Apart(terms.terms, terms.total, terms.logits)
+
+
+register_dataclass(Terms)  # DistributedDataParallel(static_graph=True) finds the tensors of registered types
 
 
 class Objective(nn.Module):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import functools
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -91,18 +93,33 @@ class Observer:
         self._versions: dict[Place, int] = {}
         self._recording = False
         modules = dict(model.named_modules())
-        # partials of methods rather than closures: an observed model can be copied and pickled whole
-        self._handles = []
+        self._handles = {}
         heads = () if self.head is None else (self.head.features,)
         for place in dict.fromkeys((*self._features, *self._pre_activations, *heads)):
-            module = modules[place.module]
-            if place.side == "output":
-                hook = functools.partial(self._record_output, place)
-                self._handles.append(module.register_forward_hook(hook))
-            else:
-                pre_hook = functools.partial(self._record_input, place)
-                self._handles.append(module.register_forward_pre_hook(pre_hook))
+            module, hook = modules[place.module], self._hook(place)
+            self._handles[place] = (
+                module.register_forward_hook(hook)
+                if place.side == "output"
+                else module.register_forward_pre_hook(hook)
+            )
         self._classifier = None if self.head is None else modules[self.head.classifier]
+
+    def _hook(self, place: Place) -> Callable[..., None]:
+        # partials of methods rather than closures: an observed model can be copied and pickled whole
+        return functools.partial(self._record_output if place.side == "output" else self._record_input, place)
+
+    def of_replica(self, model: nn.Module) -> Observer:
+        """The same, of a copy that ``nn.DataParallel`` made of the model: its hooks still report here."""
+        other = copy.copy(self)
+        other.model, other._seen, other._versions = model, {}, {}
+        modules = dict(model.named_modules())
+        for place, handle in self._handles.items():
+            hooks = "_forward_hooks" if place.side == "output" else "_forward_pre_hooks"
+            theirs = OrderedDict(getattr(modules[place.module], hooks))  # shared with the model's own
+            theirs[handle.id] = other._hook(place)
+            setattr(modules[place.module], hooks, theirs)
+        other._classifier = None if self.head is None else modules[self.head.classifier]
+        return other
 
     def _record_output(self, place: Place, module: nn.Module, args: Any, output: Tensor) -> None:
         self._record(place, output)
@@ -161,7 +178,7 @@ class Observer:
 
     def close(self) -> None:
         """Take the hooks off the model; leaving a ``with`` does it too."""
-        for handle in self._handles:
+        for handle in self._handles.values():
             handle.remove()
 
     def __enter__(self) -> Observer:
