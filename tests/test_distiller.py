@@ -219,6 +219,50 @@ def test_student_is_untouched_by_construction() -> None:
     assert [module.training for module in student.modules()] == modes
 
 
+METHODS: list[Any] = [
+    "at+kd",
+    {"gat": {"where": "features", "compare": "map"}, "cam": {}, "act": {}},
+    {"sym": {"statistics": "running"}, "aft": {}},
+]
+"""Together all that a distiller may have: class maps, pre-activations, learnable parts, a second pass."""
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["bare", "inside another module"])
+@pytest.mark.parametrize("method", [*METHODS, "ce"], ids=["at+kd", "gat+cam+act", "sym+aft", "ce"])
+def test_the_state_is_that_of_the_student_and_the_losses(
+    method: Any, wrapped: bool, batch: tuple[Tensor, Tensor]
+) -> None:
+    def make(seed: int) -> tuple[Distiller, nn.Module]:
+        student, teacher = pair()
+        torch.manual_seed(seed)
+        for parameter in student.parameters():
+            nn.init.normal_(parameter, 0, 0.3)
+        distiller = copy.deepcopy(Distiller(student, teacher, method, input_shape=SHAPE))
+        return distiller, nn.ModuleDict({"inner": distiller}) if wrapped else distiller
+
+    (distiller, module), (other, target) = make(1), make(2)
+    distiller.end_epoch(dict.fromkeys(distiller.objective.method, 2.0))
+    state = module.state_dict()
+    prefix = "inner." if wrapped else ""
+    parts = {"student": distiller.student, "objective": distiller.objective}
+    assert set(state) == {f"{prefix}{part}.{n}" for part, m in parts.items() for n in m.state_dict()}
+    before = {} if other.teacher is None else snapshot(other.teacher)
+    assert not same(other.student, snapshot(distiller.student))
+    target.load_state_dict(state)  # strict
+    assert same(other.student, snapshot(distiller.student))
+    assert same(other.objective, snapshot(distiller.objective))
+    if other.teacher is not None:
+        assert same(other.teacher, before)
+        name = f"{prefix}teacher.fc.bias"
+        with pytest.raises(RuntimeError, match=f'Unexpected key.*"{name}"'):
+            target.load_state_dict({**state, name: torch.ones(5)})
+        target.load_state_dict({**state, name: torch.ones(5)}, strict=False)
+        assert same(other.teacher, before)
+    with pytest.raises(RuntimeError, match=r"Missing key.*student\.conv\.weight"):
+        target.load_state_dict({k: v for k, v in state.items() if "conv.weight" not in k})
+    torch.testing.assert_close(other.eval()(*batch).total, distiller.eval()(*batch).total)
+
+
 # --- networks that differ -------------------------------------------------------------------------------
 
 
@@ -395,6 +439,9 @@ def test_distributed_data_parallel_gives_the_same_gradient(
     for a, b in zip(alone.trainable_parameters(), parallel.module.trainable_parameters(), strict=True):
         assert a.grad is not None
         torch.testing.assert_close(a.grad, b.grad)
+    state = parallel.state_dict()
+    assert list(state) == [f"module.{name}" for name in alone.state_dict()]
+    parallel.load_state_dict(state)
     if how:  # what torch puts between the output and the network, to see which parameters it depends on
         assert "DDPSink" in type(found.total.grad_fn).__name__
 
@@ -415,10 +462,12 @@ def test_in_lightning_fabric(batch: tuple[Tensor, Tensor], precision: Any) -> No
     fabric.backward(terms.total)
     optimizer.step()
     assert not same(distiller.student, before)
+    assert list(module.state_dict()) == list(distiller.state_dict())
+    module.load_state_dict(module.state_dict())
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_in_accelerate(batch: tuple[Tensor, Tensor], precision: str) -> None:
+def test_in_accelerate(batch: tuple[Tensor, Tensor], precision: str, tmp_path: Any) -> None:
     accelerate = pytest.importorskip("accelerate", reason="Accelerate is not installed")
     distiller = without_dropout()
     expected = copy.deepcopy(distiller)(*batch)
@@ -432,15 +481,13 @@ def test_in_accelerate(batch: tuple[Tensor, Tensor], precision: str) -> None:
         accelerator.backward(terms.total)
         optimizer.step()
         assert not same(distiller.student, before)
+        accelerator.save_state(str(tmp_path))
+        after = snapshot(distiller.student)
+        distiller.student.load_state_dict(before)
+        accelerator.load_state(str(tmp_path))
+        assert same(distiller.student, after)
     finally:
         accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
-
-
-METHODS: list[Any] = [
-    "at+kd",
-    {"gat": {"where": "features", "compare": "map"}, "cam": {}, "act": {}},
-    {"sym": {"statistics": "running"}, "aft": {}},
-]
 
 
 @pytest.mark.parametrize("method", METHODS, ids=["at+kd", "gat+cam+act", "sym+aft"])
@@ -540,3 +587,7 @@ def test_inside_a_lightning_module(batch: tuple[Tensor, Tensor], tmp_path: Any) 
     assert module.seen[-1] < module.seen[0]
     assert same(module.distiller.teacher, before)
     assert trainer.logged_metrics.keys() == {"ce", "at", "kd"}
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    kept = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    assert list(kept) == [f"distiller.{name}" for name in module.distiller.state_dict()]
+    Module().load_state_dict(kept)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,9 @@ class Distiller(nn.Module):
         layers: ``"auto"`` (found and paired by resolution), or names: ``"layer3"`` for both networks,
             ``"block2:layer3"`` for the student's and the teacher's.
         input_shape: ``(C, H, W)`` of the images, where it cannot be told from the models.
+
+    ``state_dict()`` holds the student and what the losses learn, not the teacher, which never moves;
+    ``load_state_dict`` takes just that.
 
     Raises:
         InputError: unknown method or layer, no teacher for a method that needs one, a network that does not
@@ -122,6 +126,8 @@ class Distiller(nn.Module):
             raise
         if self.teacher is not None:
             self.teacher.eval().requires_grad_(False)
+        self.register_state_dict_post_hook(_leave_out_teacher)
+        self.register_load_state_dict_pre_hook(_keep_teacher)
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
@@ -202,6 +208,26 @@ class Distiller(nn.Module):
             images = images.detach().requires_grad_()
         terms = self.objective(self.observe_student(images, labels), targets, labels)
         return apart(terms) if replica else terms
+
+
+def _leave_out_teacher(distiller: Distiller, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    for name in [name for name in state if name.startswith(f"{prefix}teacher.")]:
+        del state[name]
+
+
+def _keep_teacher(
+    distiller: Distiller,
+    state: dict[str, Any],
+    prefix: str,
+    metadata: Any,
+    strict: bool,
+    missing: list[str],
+    unexpected: list[str],
+    errors: list[str],
+) -> None:
+    unexpected += [name for name in state if name.startswith(f"{prefix}teacher.")]
+    if distiller.teacher is not None:
+        state.update(distiller.teacher.state_dict(prefix=f"{prefix}teacher."))
 
 
 def ask_teacher(
