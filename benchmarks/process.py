@@ -142,6 +142,7 @@ def measure_start(rounds: int, device: str) -> Result:
 
 
 def _run(arguments: list[str], expected: int = 0) -> None:
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-P", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != expected:
         raise RuntimeError(f"{' '.join(arguments)} ended with {done.returncode}: {done.stderr.strip()}")

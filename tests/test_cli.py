@@ -96,10 +96,16 @@ def test_help_of_all(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"eyeline {__version__}\n"
 
 
-def test_python_m_eyeline() -> None:
-    command = [sys.executable, "-m", "eyeline", "distil"]
+def test_python_m_eyeline(tmp_path: Path) -> None:
+    for name in ("textwrap", "difflib", "inspect"):  # of a folder of data: not ours to run
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('was run')")
     done = subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": SOURCES}, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "eyeline", "distil"],
+        env={**os.environ, "PYTHONPATH": SOURCES},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 2
     assert done.stderr.startswith(

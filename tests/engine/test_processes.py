@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -110,6 +111,19 @@ def test_a_process_that_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ho
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     with pytest.raises(TrainingStopped, match=rf"{said}; .* continue with .*--resume, .*--parallel 1"):
         processes.run_apart([{}, {}, {}], 2, lambda number: None)
+
+
+def test_a_process_imports_nothing_from_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "queue.py").write_text(f"open({str(tmp_path / 'was_run')!r}, 'w')\nfrom _queue import *\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep + str(tmp_path / "elsewhere"))  # an empty entry, and one more
+    recipe = dict.fromkeys(("student", "teacher", "teacher_weights", "student_weights", "layers"))
+    task = {"recipe": {**recipe, "data": "nowhere", "method": "kd"}, "settings": {}, "out": "out"}
+    with pytest.raises(InputError, match="nowhere"):  # it has started, and found eyeline
+        processes.run_apart([task], 1, lambda number: None)
+    assert not (tmp_path / "was_run").exists()
 
 
 def test_what_cannot_be_several(tmp_path: Path, study: dict[str, Any]) -> None:

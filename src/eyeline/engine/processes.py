@@ -74,14 +74,16 @@ def run_apart(tasks: Sequence[Mapping[str, Any]], processes: int, done: Callable
     waiting = deque(enumerate(tasks))
     stop = Event()
     workers: list[subprocess.Popen[str]] = []
+    paths = [str(Path(__file__).parents[2]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // processes)),
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]),
+        # an empty entry is the current folder, where data may lie, as is what -m adds without -P
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
     }
 
     def serve() -> None:
-        command = [sys.executable, "-m", "eyeline.worker"]
+        command = [sys.executable, "-P", "-m", "eyeline.worker"]
         pipe = subprocess.PIPE
         # in a session of its own: Ctrl-C in the terminal is for this process, which then ends its input
         with subprocess.Popen(
