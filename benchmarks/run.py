@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -223,13 +224,16 @@ def main() -> None:
         parser.error("--device cuda: torch sees no GPU")
     console = Console(width=80)
     results = []
-    for section in (name for name in SECTIONS if name in sections):
-        for result in measure(section, arguments.quick, arguments.device):
-            results.append({"section": section, **result.as_json()})
-            show(result, console)
-            if arguments.out is not None:
-                arguments.out.parent.mkdir(parents=True, exist_ok=True)
-                write_json(arguments.out, record(results, arguments))
+    try:
+        for section in (name for name in SECTIONS if name in sections):
+            for result in measure(section, arguments.quick, arguments.device):
+                results.append({"section": section, **result.as_json()})
+                show(result, console)
+                if arguments.out is not None:
+                    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+                    write_json(arguments.out, record(results, arguments))
+    except KeyboardInterrupt:
+        sys.exit("stopped")  # its processes end with it
     if arguments.out is not None:
         console.print(f"stored in {arguments.out}")
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
@@ -37,11 +40,15 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         before = dict(os.environ)
-        os.environ.update(environment or {})
+        os.environ.update({"PYTHONSAFEPATH": "1"} | dict(environment or {}))
         self._process = context.Process(
             target=_serve, args=(theirs, keep, device, repeat, make, arguments), daemon=True
         )
+        handler = signal.signal(
+            signal.SIGINT, signal.SIG_IGN
+        )  # Ctrl-C is for this process, which ends that one
         self._process.start()
+        signal.signal(signal.SIGINT, handler)
         os.environ.clear()
         os.environ.update(before)
         theirs.close()
@@ -71,6 +78,8 @@ def _serve(
     make: Callable[..., Mapping[str, Variant]],
     arguments: tuple[Any, ...],
 ) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # temporary folders are removed
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     if keep:
         keep_freed_memory()
     variants = make(*arguments)
@@ -82,6 +91,14 @@ def _serve(
             answer = variants[name]()
         _wait(device)
         connection.send((time.perf_counter() - start) / repeat if answer is None else answer)
+
+
+def _end_with_parent() -> None:
+    """Also where that one was killed: a step, or compiling, would go on for minutes."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _wait(device: str) -> None:

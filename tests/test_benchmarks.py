@@ -6,8 +6,10 @@ import importlib
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -150,6 +152,40 @@ def test_study_is_timed_with_and_without_memory(run: tuple[dict, str]) -> None:
     # three maps of 16 x 16, 8 x 8 and 4 x 4 and 10 logits in float16, scales, and the files' headers
     assert 2 * (336 + 10) < filling["facts"]["memory, bytes a view an image"] < 2 * (336 + 10) + 250
     assert filling["facts"]["fill rate, images a second, median"] > 0
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_processes_of_a_benchmark_end_with_it(tmp_path: Path, how: signal.Signals) -> None:
+    (tmp_path / "busy.py").write_text(
+        "import os, pathlib, tempfile, time\n"
+        "def make(place):\n"
+        "    with tempfile.TemporaryDirectory(dir=place):\n"
+        "        pathlib.Path(place, str(os.getpid())).touch()\n"
+        "        time.sleep(60)\n"
+        "        pathlib.Path(place, 'went on').touch()\n"
+    )
+    (tmp_path / "running").mkdir()
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # even if ignored
+        "import busy, worker\n"
+        f"workers = [worker.Worker(busy.make, {str(tmp_path / 'running')!r}) for _ in range(2)]\n"
+        "workers[0].variants()\n"
+    )
+    paths = os.pathsep.join([str(ROOT / "benchmarks"), str(tmp_path), *sys.path])
+    with subprocess.Popen(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": paths}, stderr=subprocess.PIPE
+    ) as started:
+
+        def running() -> list[int]:
+            return [int(file.name) for file in (tmp_path / "running").iterdir() if file.name.isdecimal()]
+
+        while len(running()) < 2 and started.poll() is None:
+            time.sleep(0.1)
+        started.send_signal(how)
+        started.communicate()  # all that hold the pipe have ended
+    assert (
+        len(running()) == len(list((tmp_path / "running").iterdir())) == 2
+    )  # nor is a temporary folder left
 
 
 def test_slope_is_that_of_a_power(benchmark_path: None) -> None:
