@@ -13,7 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from eyeline.errors import InputError
 from eyeline.kinds import as_kind
+from eyeline.names import check_images, check_names, meant
 from eyeline.settings import Settings, kinds_of_settings
 
 if TYPE_CHECKING:
@@ -48,11 +50,15 @@ def _verb(verb: Verb) -> Verb:
 
     @functools.wraps(verb)
     def call(*args: Any, **kwargs: Any) -> Any:
-        if documented:
-            Settings.of(**{k: v for k, v in kwargs.items() if k not in own.parameters})
+        for name in kwargs:
+            if documented and name not in signature.parameters:
+                near = meant(name, signature.parameters)
+                raise InputError(f"unknown setting {name!r}" + (f"; did you mean {near!r}?" if near else ""))
         given = signature.bind(*args, **kwargs)
         for name, value in given.arguments.items():
             given.arguments[name] = as_kind(name, value, signature.parameters[name].annotation)
+        if documented:
+            Settings.of(**{k: v for k, v in given.arguments.items() if k not in own.parameters})
         return verb(*given.args, **given.kwargs)
 
     call.__signature__ = signature  # type: ignore[attr-defined]
@@ -106,6 +112,7 @@ def train(
     Raises:
         InputError: something given cannot work; raised before training.
     """
+    check_names(data=data, networks=[model])
     from eyeline import jobs
 
     recipe = {"model": model, "data": data, "pretrained": pretrained, "weights": weights}
@@ -149,6 +156,7 @@ def distill(
     Raises:
         InputError: something given cannot work; raised before training.
     """
+    check_names(methods=[method], data=data, networks=[student, teacher])
     from eyeline import jobs
 
     recipe = {
@@ -203,6 +211,7 @@ def study(
     Raises:
         InputError: something given cannot work; raised before training.
     """
+    check_names(methods=methods, data=data, networks=[student, teacher])
     from eyeline import jobs
 
     recipe = {
@@ -253,6 +262,7 @@ def remember(
         InputError: something given cannot work, or the folder remembers something else.
         TrainingStopped: the disk is full; what was stored is kept.
     """
+    check_names(methods=methods, data=data, networks=[student, teacher])
     from eyeline import jobs
 
     recipe = {
@@ -302,6 +312,9 @@ def look(
     Raises:
         InputError: something given cannot work.
     """
+    check_names(networks=[model])
+    if isinstance(images, str):
+        check_images(images)
     from eyeline import jobs
 
     settings = Settings.of(skip_bad_images=skip_bad_images, data_root=data_root, download=download)

@@ -7,14 +7,14 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from eyeline import __version__, api
 from eyeline.errors import InputError, TrainingStopped, unknown
 from eyeline.kinds import as_kind, expected, parse_yaml, takes_list
+from eyeline.names import meant
 
 USAGE = """\
 usage: eyeline VERB [options]
@@ -131,8 +131,9 @@ def _arguments(verb: Callable[..., Any], words: Sequence[str]) -> dict[str, Any]
             )
         for key in content:
             if key not in parameters:
-                near = _near(key, parameters)
-                raise InputError(f"unknown argument {key} in {path}{near} (eyeline {name} --help)")
+                near = meant(str(key), parameters)
+                hint = f"; did you mean {near}?" if near else ""
+                raise InputError(f"unknown argument {key} in {path}{hint} (eyeline {name} --help)")
         recipe = content
 
     missing = [
@@ -167,8 +168,9 @@ def _options(name: str, parameters: Mapping[str, Any], words: Sequence[str]) -> 
         word, equals, value = rest.pop(0).partition("=")
         option = word.removeprefix("--").replace("-", "_")
         if not word.startswith("--") or option not in (*parameters, "config"):
-            near = _near(option.strip("_"), [*parameters, "config"], "--")
-            raise InputError(f"unknown option {word}{near} (eyeline {name} --help)")
+            near = meant(option.strip("_"), [*parameters, "config"])
+            hint = f"; did you mean --{near}?" if near else ""
+            raise InputError(f"unknown option {word}{hint} (eyeline {name} --help)")
         values = [value] if equals else []
         while rest and not equals and not _is_option(rest[0]):
             values.append(rest.pop(0))
@@ -181,11 +183,6 @@ def _options(name: str, parameters: Mapping[str, Any], words: Sequence[str]) -> 
             raise InputError(f"--{option} takes one value, got {' '.join(values)!r}")
         options[option] = ",".join(values)
     return options
-
-
-def _near(given: object, choices: Iterable[str], mark: str = "") -> str:
-    near = get_close_matches(str(given), list(choices), n=1, cutoff=0.5)
-    return f"; did you mean {mark}{near[0]}?" if near else ""
 
 
 def _is_option(word: str) -> bool:

@@ -18,6 +18,22 @@ class Diverged(TrainingStopped):
     """A loss or a weight is not finite."""
 
 
+_SHORT = {
+    **{"lr": "learning_rate", "wd": "weight_decay", "bs": "batch_size", "batch": "batch_size"},
+    **{"T": "temperature", "t": "temperature", "tau": "temperature", "alpha": "weight", "beta": "weight"},
+    **{"p": "exponent", "device": "accelerator", "gpus": "devices", "amp": "precision", "name": "out"},
+}
+"""What the field calls some arguments for short."""
+
+
+def nearest(given: object, choices: Iterable[str]) -> str | None:
+    """The choice that was probably meant."""
+    names = list(choices)
+    if _SHORT.get(str(given)) in names:
+        return _SHORT[str(given)]
+    return next(iter(get_close_matches(str(given), names, n=1, cutoff=0.5)), None)
+
+
 def unknown(
     kind: str, given: object, choices: Iterable[str], *, listed: Iterable[str] | None = None
 ) -> InputError:
@@ -26,8 +42,8 @@ def unknown(
     ``listed``: those worth showing, where there are very many; by default the first 30 in order.
     """
     names = sorted(choices)
-    near = get_close_matches(str(given), names, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    near = nearest(given, names)
+    hint = f"; did you mean {near!r}?" if near else ""
     shown = names[:30] if listed is None else list(listed)
     listing = ", ".join([*shown, *(["..."] if len(names) > len(shown) else [])])
     return InputError(f"unknown {kind} {given!r}{hint} ({listing})")

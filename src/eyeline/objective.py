@@ -15,9 +15,9 @@ from torch.export import register_dataclass
 
 from eyeline.errors import InputError, unknown
 from eyeline.losses import LOSSES, Loss, Target
+from eyeline.names import SCHEDULES, named_losses
 from eyeline.observe import Observation, Observer
 
-SCHEDULES = ("constant", "linear", "cosine", "step", "loss_rate")
 LEAST_SHARE = 0.1
 """Of the cross entropy among balanced losses: unfloored its weight falls to 0.02 late in training."""
 Method = str | Mapping[str, Any]
@@ -92,37 +92,11 @@ def resolve_method(method: Method) -> dict[str, dict[str, Any]]:
         >>> resolve_method("kd")["ce"]["weight"]
         0.1
     """
-    if isinstance(method, str):
-        names = [name.strip() for name in method.split("+")]
-        if len(set(names)) < len(names):
-            raise InputError(
-                f"method {method!r} names a loss twice; expected each once, as in 'at+kd' "
-                f"({', '.join(LOSSES)})"
-            )
-        given: dict[str, Any] = {name: {} for name in names}
-    elif isinstance(method, Mapping):
-        for name, options in method.items():
-            if not (options is None or isinstance(options, Mapping)):
-                raise InputError(
-                    f"options of loss {name!r} are {options!r}; expected a mapping such as {{weight: 1}}"
-                )
-        given = {name: dict(options or {}) for name, options in method.items()}
-    else:
-        raise InputError(
-            f"method is {method!r}; expected a string such as 'at+kd', or a mapping of losses to options"
-        )
-    if not given:
-        raise InputError(f"the method has no loss; expected some of {', '.join(LOSSES)}")
-    for name in given:
-        if name not in LOSSES:
-            raise unknown("loss", name, LOSSES)
+    given = named_losses(method)
     resolved: dict[str, dict[str, Any]] = {}
     for name in sorted(given, key=list(LOSSES).index):
         options = given[name]
         parameters = _parameters(LOSSES[name])
-        for option in options:
-            if option not in {*parameters, "weight", "schedule"}:
-                raise unknown(f"option of loss {name!r}", option, {*parameters, "weight", "schedule"})
         options = {**parameters, **options}
         loss = _build(name, options)
         schedule = loss.default_schedule_with_kd if "kd" in given else loss.default_schedule

@@ -12,7 +12,8 @@ from torch import nn
 
 from eyeline import InputError, Observer, create_model
 from eyeline.models import parameter_count
-from eyeline.models.wrn import SIZES, WideResNet, parse
+from eyeline.models.wrn import SIZES, WideResNet
+from eyeline.names import wide
 from networks import perturbed
 from oracles.wrn import wide_resnet
 
@@ -106,9 +107,9 @@ def test_unknown_options_are_refused_and_neutral_ones_taken() -> None:
 
 
 def test_names() -> None:
-    assert parse("wrn_40_2") == (40, 2)
-    assert parse("wrn_40_2x") is None
-    assert parse("resnet18") is None
+    assert wide("wrn_40_2") == (40, 2)
+    assert wide("wrn_40_2x") is None
+    assert wide("resnet18") is None
 
 
 def test_timm_makes_them_too() -> None:

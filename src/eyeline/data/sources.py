@@ -25,12 +25,12 @@ from torchvision.transforms.functional import to_pil_image
 from eyeline.data.packed import Pixels, Progress, each_decoded, packed_copy, silent
 from eyeline.data.views import as_rgb, decode, shorter_side
 from eyeline.errors import InputError, unknown
+from eyeline.names import DATA, check_data, check_images
 from eyeline.settings import Settings
 
 if TYPE_CHECKING:
     from eyeline.data.views import Preprocess
 
-NAMES = ("fashion_mnist", "fashion_mnist_sample", "cifar10", "cifar100", "folder:PATH")
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 HELD_OUT = 0.1  # fraction of the images held out where nobody says how many
 
@@ -225,17 +225,14 @@ def load_data(
     if not isinstance(data, str | os.PathLike):
         return _from_objects(data, settings)
     name = os.fspath(data)
+    check_data(name)
     if name == "fashion_mnist":
         return _fashion_mnist(settings)
     if name == "fashion_mnist_sample":
         return _fashion_mnist_sample(settings)
     if name in _CIFAR:
         return _cifar(name, settings)
-    if name.startswith("folder:"):
-        return _folder(name, settings, say, progress)
-    if Path(name).is_dir():
-        raise InputError(f"unknown data set {name!r}; did you mean 'folder:{name}'?")
-    raise unknown("data set", name, NAMES)
+    return _folder(name, settings, say, progress)
 
 
 _Named = tuple[str, Image.Image]
@@ -268,8 +265,8 @@ def _pictures(images: Any, count: int, settings: Settings) -> tuple[list[_Named]
             _image_files(path) if path.is_dir() else [path], count, settings.skip_bad_images
         )
     named = os.fspath(images) if isinstance(images, str | os.PathLike) else ""
-    if named and named not in NAMES and not named.startswith("folder:"):
-        raise unknown("image file, folder of images or data set", named, NAMES)
+    if named:
+        check_images(named)
     data = load_data(images, settings)
     split = data.test or data.validation
     chosen = split.subset(balanced_subset(split.labels, count, seed=0))
@@ -502,8 +499,6 @@ def _named(
 def _folder(name: str, settings: Settings, say: Callable[[str], None], progress: Progress) -> ImageData:
     """PATH/{train,val,test}/CLASS/IMAGE, or PATH/CLASS/IMAGE, of which 10 % become the test split."""
     root = Path(name.removeprefix("folder:")).expanduser()
-    if not root.is_dir():
-        raise InputError(f"{root} is not a folder" if root.exists() else f"there is no folder {root}")
     layout = {"train": ("train",), "validation": ("val", "valid", "validation"), "test": ("test",)}
     found = {
         split: [root / n for n in names if (root / n).is_dir() and _subfolders(root / n)]
@@ -677,7 +672,7 @@ def _in_memory(dataset: Any, name: str) -> MemorySplit:
         return MemorySplit(images, torch.tensor([_label(y, i) for i, y in enumerate(labels.tolist())]))
     if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
         raise InputError(
-            f"the {name} data is {type(dataset).__name__}; expected a data set name ({', '.join(NAMES)}), "
+            f"the {name} data is {type(dataset).__name__}; expected a data set name ({', '.join(DATA)}), "
             "an ImageData, or a map-style data set of (image, label)"
         )
     count = len(dataset)

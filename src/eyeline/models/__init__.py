@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from eyeline.errors import InputError, unknown
 from eyeline.models import mobilenet, nin, resnet, shufflenet, vgg, wrn  # noqa: F401 (known to timm)
+from eyeline.names import unknown_network, wide
 
 EMBEDDED = {"wrn_16_2.fashion_mnist": {"num_classes": 10, "in_chans": 1}}
 """Networks whose trained weights come with the package."""
@@ -69,7 +70,7 @@ def create_model(
             model = _torchvision(
                 name.removeprefix("torchvision/"), num_classes, in_chans, pretrained, options
             )
-    elif (size := wrn.parse(name)) and not timm.is_model(name):
+    elif (size := wide(name)) and not timm.is_model(name):
         depth, width = size
         model = wrn.WideResNet(depth, width, **{**sizes, **options})
         if pretrained:
@@ -82,10 +83,10 @@ def create_model(
                 model = timm.create_model(name, pretrained=pretrained, **{**sizes, **options})
         except RuntimeError as error:
             if "pretrained tag" in str(error):
-                raise _unknown_model(name) from error
+                raise unknown_network(name, timm.list_models()) from error
             raise
     else:
-        raise _unknown_model(name)
+        raise unknown_network(name, timm.list_models())
     if weights is not None:
         load_weights(model, weights)
     return model
@@ -136,20 +137,6 @@ def _replace_classifiers(model: nn.Module, fresh: nn.Module) -> None:
                 and replacement.weight.shape != module.weight.shape
             ):
                 model.set_submodule(name, replacement)
-
-
-def _unknown_model(name: str) -> InputError:
-    names = [*timm.list_models(), *EMBEDDED]
-    if name.startswith(("folder:", ".", "/", "~")) or "/" in name:
-        return InputError(
-            f"model {name!r} is neither a run folder that exists nor a name; expected a folder with "
-            "model.json, a timm name, or torchvision/NAME"
-        )
-    error = unknown("model", name, names)
-    # the list of all of timm's names helps nobody
-    return InputError(
-        str(error).partition(" (")[0].rstrip(";") + "; see timm.list_models(), or torchvision/NAME"
-    )
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:

@@ -6,14 +6,13 @@ channels. Attention is observed at the outputs of the groups: the residual sums,
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eyeline.errors import InputError
 from eyeline.models.staged import StagedNetwork, register
+from eyeline.names import check_wide
 
 
 class Block(nn.Module):
@@ -54,11 +53,7 @@ class WideResNet(StagedNetwork):
     def __init__(
         self, depth: int = 16, width: int = 1, num_classes: int = 10, in_chans: int = 3, **timm_options: Any
     ) -> None:
-        if depth < 10 or (depth - 4) % 6 or width < 1:
-            raise InputError(
-                f"wrn_{depth}_{width} does not exist; expected a depth of 6n + 4 (10, 16, 22, 28, 40) "
-                "and a width of at least 1"
-            )
+        check_wide(depth, width)
         blocks = (depth - 4) // 6
         parts = {
             "stem": nn.Conv2d(in_chans, 16, 3, 1, 1, bias=False),
@@ -79,9 +74,3 @@ class WideResNet(StagedNetwork):
 
 SIZES = [(10, 1), (16, 1), (16, 2), (16, 4), (22, 2), (28, 2), (28, 10), (40, 1), (40, 2), (40, 4)]
 register(__name__, WideResNet, {f"wrn_{d}_{k}": {"depth": d, "width": k} for d, k in SIZES})
-
-
-def parse(name: str) -> tuple[int, int] | None:
-    """(depth, width) of a name such as ``wrn_40_2``, of any size."""
-    match = re.fullmatch(r"wrn_(\d+)_(\d+)", name)
-    return (int(match[1]), int(match[2])) if match else None
