@@ -117,6 +117,8 @@ def test_method_name(method: Any, name: str) -> None:
         ({"at": {"weight": -1}}, "weight is -1; expected a finite number of at least 0"),
         ({"at": {"weight": math.nan}}, "weight is nan"),
         ({"at": {"weight": math.inf}}, "weight is inf"),
+        ({"kd": {"temperature": math.inf}}, "temperature is inf; expected a finite value"),
+        ({"gat": {"squared": math.nan}}, "squared is nan; expected a finite value"),
         ({"at": {"weight": "10"}}, "weight is '10'"),
         ({"at": {"weight": None}}, "weight is None"),
         ({"ce": {"weight": -1}}, "weight is -1"),

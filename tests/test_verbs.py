@@ -26,6 +26,7 @@ from eyeline.data.loaders import evaluation_batches
 from eyeline.data.sources import ImageData, MemorySplit, load_data
 from eyeline.data.views import Normalization
 from eyeline.distiller import Distiller
+from eyeline.engine.run import is_ours
 from eyeline.errors import InputError, TrainingStopped
 from eyeline.settings import Settings
 from tiny import SETTINGS, TinyNet, tiny_data, tiny_net, tiny_split
@@ -389,6 +390,30 @@ def test_study_json(studied: Path) -> None:
     assert Image.open(studied / "attention.png").format == "PNG"
 
 
+def test_no_method_may_be_called_as_what_a_study_writes(studied: Path) -> None:
+    others = {file.name for file in (*studied.iterdir(), *studied.glob("*/seed-*/*"))} - {"ce", "at", "kd"}
+    assert len(others) > 8
+    assert {name for name in others if not is_ours(name)} == set()
+
+
+def test_a_figure_that_is_not_finite_is_missing(tmp_path: Path, monkeypatch: Any) -> None:
+    def overflows(*given: Any) -> dict[str, float]:
+        return {"accuracy": 0.5, "loss": float("inf")}
+
+    monkeypatch.setattr(jobs, "evaluate", overflows)
+    run = study(tmp_path / "s", methods=["kd"], seeds=1, epochs=1)
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    for file in tmp_path.rglob("*.json"):
+        json.loads(file.read_text(), parse_constant=refuse)
+    one = run.folder / "kd" / "seed-0"
+    assert json.loads((one / "result.json").read_text())["test_loss"] is None
+    assert run.result["teacher"]["test_loss"] is None
+    assert run.result == json.loads((run.folder / "study.json").read_text())
+
+
 def test_a_study_starts_every_method_from_the_same_weights(tmp_path: Path, monkeypatch: Any) -> None:
     started: dict[tuple[str, int], torch.Tensor] = {}
     fit = eyeline.jobs.fit  # type: ignore[attr-defined]
@@ -716,7 +741,11 @@ def test_two_processes_read_one_memory(tmp_path: Path) -> None:
     [
         ({"..": "at"}, r"called '\.\.'; expected a name that makes a folder"),
         ({"é": "at"}, "expected a name that makes a folder"),
-        ({"memory": "at"}, "expected a name that makes a folder"),
+        ({"memory": "at"}, "expected a name that makes a folder, and not one of eyeline's own"),
+        ({"report.html": "at"}, "called 'report.html'; expected .* not one of eyeline's own"),
+        ({"Study.JSON": "at"}, "not one of eyeline's own"),
+        ({"teacher": "at"}, "not one of eyeline's own"),
+        ({".study.json.17.part": "at"}, "not one of eyeline's own"),
         ({1: "at"}, "called 1; expected a name"),
         ({"ce": "at"}, "'ce' is the student alone"),
     ],

@@ -37,6 +37,7 @@ from eyeline.engine.run import (
     RunFolder,
     environment,
     is_main_process,
+    is_ours,
     is_run,
     is_taken,
     plain,
@@ -218,6 +219,7 @@ def study(
             "methods": entries,
         }
         write_json(path / STUDY, content)
+        content = read_json(path / STUDY, "the figures of a study")  # those that are not finite are None
         _draw_attention(path, content, make, teacher, data, settings, recipe["layers"])
         write_page(path, path / PAGE)
         return Run(path, content)
@@ -485,12 +487,11 @@ def _run(
         with _seeded(settings.seed, lambda: Distiller(student, network, method, layers, shape)) as distiller:
             device = fit(distiller, data, settings, folder, memory=memory, label=label)
         if is_main_process():
-            result = _finish(
+            _finish(
                 verb, folder, given, student, teacher, data, method, layers, settings, device, distiller.pairs
             )
     device.fabric.barrier()
-    figures = result if is_main_process() else folder.result or {}
-    return Run(folder.path, figures, _own(given, student))
+    return Run(folder.path, folder.result or {}, _own(given, student))
 
 
 def _own(given: Any, network: nn.Module) -> nn.Module | None:
@@ -510,7 +511,7 @@ def _finish(
     settings: Settings,
     device: Device,
     pairs: Sequence[tuple[str, str]],
-) -> dict[str, Any]:
+) -> None:
     """Write the weights and the figures of a run that is trained."""
     weights = "model.safetensors" if verb == "train" else "student.safetensors"
     state = {
@@ -548,7 +549,6 @@ def _finish(
         result |= {"test_accuracy": figures["accuracy"], "test_loss": figures["loss"]}
     write_json(folder.path / RESULT, result)
     (folder.path / CHECKPOINT).unlink(missing_ok=True)  # the run is done: its weights lie beside it
-    return result
 
 
 def _attention_loss(
@@ -921,8 +921,11 @@ def _methods(given: Sequence[Any] | Mapping[str, Any]) -> dict[str, dict[str, An
             f"methods {list(given)!r} name one method twice; give a mapping with a name for each"
         )
     for name, method in named.items():
-        if not isinstance(name, str) or _file_name(name).strip(".") in ("", "memory", "tensorboard"):
-            raise InputError(f"a method of the study is called {name!r}; expected a name that makes a folder")
+        if not isinstance(name, str) or not _file_name(name).strip(".") or is_ours(_file_name(name)):
+            raise InputError(
+                f"a method of the study is called {name!r}; expected a name that makes a folder, and not one "
+                "of eyeline's own files or folders"
+            )
         if name == BASELINE and resolve_method(method) != resolve_method(BASELINE):
             raise InputError(f"{BASELINE!r} is the student alone; give {method!r} another name")
     named.pop(BASELINE, None)

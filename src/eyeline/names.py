@@ -6,6 +6,7 @@ import ast
 import functools
 import importlib.util
 import inspect
+import math
 import os
 import re
 import sys
@@ -48,7 +49,7 @@ def named_losses(method: str | Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Loss -> the options that a method string or mapping gives it, all of them known.
 
     Raises:
-        InputError: an unknown loss, option or schedule, or no loss at all.
+        InputError: an unknown loss, option or schedule, a value that is not finite, or no loss at all.
     """
     known = losses()
     listing = ", ".join(known)
@@ -75,9 +76,11 @@ def named_losses(method: str | Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     for name, options in given.items():
         if name not in known:
             raise unknown("loss", name, known)
-        for option in options:
+        for option, value in options.items():
             if option not in {*known[name], "weight", "schedule"}:
                 raise unknown(f"option of loss {name!r}", option, {*known[name], "weight", "schedule"})
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InputError(f"{option} is {value}; expected a finite value (loss {name!r})")
         if options.get("schedule", SCHEDULES[0]) not in SCHEDULES:
             raise unknown("schedule", options["schedule"], SCHEDULES)
     return given

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -294,6 +295,16 @@ def test_json_that_is_missing_or_damaged(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is damaged"):
         read_json(tmp_path / "a.json", "a run")
     assert not is_run(tmp_path)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_json_has_no_figure_that_is_not_finite(tmp_path: Path, value: float) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"a": value, "b": [1.5, {"c": (value, "NaN")}], "d": None})
+    assert read_json(path, "figures") == {"a": None, "b": [1.5, {"c": [None, "NaN"]}], "d": None}
+    path.write_text(json.dumps({"a": value}))
+    with pytest.raises(InputError, match=r"is damaged \(-?(NaN|Infinity) is no JSON\); expected figures"):
+        read_json(path, "figures")
 
 
 def test_other_processes_leave_the_folder_to_the_first(

@@ -196,7 +196,8 @@ def _damage(key: str, value: Any) -> Callable[[dict[str, Any]], str]:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda study: "{", "not JSON"),
+        (lambda study: "{", "is damaged (Expecting"),
+        (_damage("data", {"train": math.nan}), "is damaged (NaN is no JSON)"),
         (lambda study: "[]", '"kind": "study"'),
         (_damage("kind", "run"), '"kind": "study"'),
         (_damage("teacher", None), "'teacher' is not a mapping"),

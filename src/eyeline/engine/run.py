@@ -34,6 +34,8 @@ _WEIGHTS = ("model.safetensors", "student.safetensors")
 PAGE = "report.html"
 _DRAWN = ("attention.png", PAGE)
 _CURVES = "tensorboard"
+_FILES = (ENVIRONMENT, METRICS, CHECKPOINT, RESULT, MODEL, STUDY, *_WEIGHTS, *_DRAWN)
+_OURS = {RECIPE, *_FILES, _CURVES, "memory", "teacher", "study"}  # the last three are the demo's folders
 _MARK = "# eyeline "  # the first line of a recipe of ours
 _COLUMNS = ("validation_accuracy", "validation_loss", "images_per_second")  # the last of metrics.csv
 # what may differ between a run and its continuation
@@ -274,9 +276,14 @@ def is_run(path: Path) -> bool:
         return False
 
 
+def is_ours(name: str) -> bool:
+    """Whether a file or folder of this name, in the folder of a run or a study, is one that eyeline makes."""
+    return name.rstrip(".").casefold() in _OURS or is_left_over(Path(name))
+
+
 def remove_run(path: Path) -> None:
     """Delete a run or a study: what eyeline wrote. Other files in the folder stay."""
-    for name in (ENVIRONMENT, METRICS, CHECKPOINT, RESULT, MODEL, STUDY, *_WEIGHTS, *_DRAWN):
+    for name in _FILES:
         (path / name).unlink(missing_ok=True)
     shutil.rmtree(path / _CURVES, ignore_errors=True)
     remove_memories(path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
 import math
 import re
 import shlex
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from eyeline.errors import InputError
-from eyeline.files import replacing
+from eyeline.files import read_json, replacing
 from eyeline.report import charts, tables
 from eyeline.report.charts import Curve
 from eyeline.report.style import STYLE
@@ -256,11 +255,13 @@ def _mapping(path: Path, required: bool = True) -> dict[str, Any]:
     """A JSON or YAML file that holds a mapping."""
     if not required and not path.exists():
         return {}
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{path} is damaged ({error}); expected a file written by eyeline") from error
+    if path.suffix == ".json":
+        content = read_json(path, "a file written by eyeline")
+    else:
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise InputError(f"{path} is damaged ({error}); expected a file written by eyeline") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} is damaged: no mapping; expected a file written by eyeline")
     return content

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from eyeline.errors import InputError
+from eyeline.files import read_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -49,13 +49,8 @@ def read_study(folder: str | Path) -> dict[str, Any]:
     Raises InputError when it is missing, is not JSON or is not a study.
     """
     path = Path(folder) / "study.json"
-    expected = "expected the folder of a study, with study.json in it; make one with `eyeline study --help`"
-    try:
-        study = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {path} ({error.strerror}); {expected}") from error
-    except ValueError as error:
-        raise InputError(f"{path} is damaged: not JSON ({error}); {expected}") from error
+    what = "the folder of a study, with study.json in it; make one with `eyeline study --help`"
+    study, expected = read_json(path, what), f"expected {what}"
     if not isinstance(study, dict) or study.get("kind") != "study":
         raise InputError(f'{path} does not say "kind": "study"; {expected}')
     for key in ("recipe", "environment", "data", "teacher", "student"):
