@@ -7,11 +7,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 import eyeline
 from eyeline.data.sources import ImageData, MemorySplit
@@ -113,8 +119,42 @@ sys.exit(main())
 """
 
 
+@contextmanager
+def counted() -> Iterator[Counter[str]]:
+    """How often a network is given one image alone, the data are hashed, and a ``Distiller`` is made."""
+    counts: Counter[str] = Counter()
+    depth = 0
+    call = nn.Module.__call__
+
+    def passing(module: nn.Module, *args: Any, **options: Any) -> Any:
+        nonlocal depth
+        first = args[0] if args else None
+        counts["one-image passes"] += not depth and isinstance(first, Tensor) and first.shape[:1] == (1,)
+        depth += 1
+        try:
+            return call(module, *args, **options)
+        finally:
+            depth -= 1
+
+    def counting(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def counts_it(*args: Any, **options: Any) -> Any:
+            counts[name] += 1
+            return function(*args, **options)
+
+        return counts_it
+
+    with (
+        patch.object(nn.Module, "__call__", passing),
+        patch.object(ImageData, "fingerprint", counting("fingerprints", ImageData.fingerprint)),
+        patch.object(Distiller, "__init__", counting("distillers", Distiller.__init__)),
+    ):
+        yield counts
+
+
 def measure_start(rounds: int, device: str) -> Result:
-    """Seconds from a cold process to ``--help`` and to the first training step on the embedded sample."""
+    """Seconds from a cold process to ``--help`` and to the first training step on the embedded sample; and
+    what a run, and a study of 8, do beside their steps."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         teacher = folder / "teacher"
@@ -126,6 +166,14 @@ def measure_start(rounds: int, device: str) -> Result:
             options = ["--accelerator", device, "--overwrite", "true"]
             _run(["-c", _UNTIL_FIRST_STEP, "distill", *arguments, *options], expected=77)
 
+        given: tuple[Any, ...] = ("wrn_10_1", str(teacher), "fashion_mnist_sample")
+        facts = {}
+        with counted() as one:
+            eyeline.distill(*given, str(folder / "run"), **small)
+        with counted() as eight:
+            eyeline.study(*given, str(folder / "study"), seeds=2, parallel=1, **small)
+        for verb, counts in (("distill", one), ("a study of 8 runs", eight)):
+            facts |= {f"{name}, {verb}": float(count) for name, count in sorted(counts.items())}
         samples = interleave(
             {
                 "python": lambda: _run(["-c", "pass"]),
@@ -135,7 +183,7 @@ def measure_start(rounds: int, device: str) -> Result:
             },
             rounds,
         )
-    result = Result("From the command to the first step, cold process", "s", samples)
+    result = Result("From the command to the first step, cold process", "s", samples, facts=facts)
     result.ratio("eyeline --help", "python")
     result.ratio("eyeline distill, first step", "import torch")
     return result

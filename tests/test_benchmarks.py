@@ -15,9 +15,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from torch import nn
 
+from eyeline.distiller import Distiller
 from eyeline.losses import LOSSES
+from tiny import tiny_data
 
 ROOT = Path(__file__).parent.parent
 # section -> its results; "start" and "parallel" run cold processes: too slow for a test
@@ -226,3 +230,18 @@ def test_ratio_is_taken_within_each_round(benchmark_path: None) -> None:
     measured = measure.Result("", "s", {"fast": [1, 2], "slow": [3, 8]})
     measured.rate("fast", "slow", label="slow")
     assert measured.ratios == {"images a second: fast / slow": [3, 4]}
+
+
+def test_what_precedes_the_first_step_is_counted(benchmark_path: None) -> None:
+    network, data = nn.Sequential(nn.Flatten(), nn.Linear(144, 3)), tiny_data()
+
+    def work() -> None:
+        for images in (1, 2, 1):  # and the parts of a network count with it
+            network(torch.zeros(images, 1, 12, 12))
+        data.fingerprint()
+        Distiller(network, method="ce").close()
+
+    with importlib.import_module("process").counted() as counts:
+        work()
+    work()
+    assert counts == {"one-image passes": 2, "fingerprints": 1, "distillers": 1}
