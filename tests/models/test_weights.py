@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from huggingface_hub import constants
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -225,6 +226,20 @@ def test_published_weights_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -
     for name in ("wrn_16_1", "wrn_10_3"):  # known to timm, and not
         with pytest.raises(InputError, match=rf"weights .*{name}.*give a checkpoint file or a run folder"):
             create_model(name, pretrained=True)
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("time.sleep", lambda _: pytest.fail("tried again"))
+    environment = dict(os.environ)
+    with pytest.raises(InputError, match=r"weights of resnet18 .*\(http://127.0.0.1:9 cannot be reached"):
+        create_model("resnet18", pretrained=True)
+    assert not caplog.records
+    assert not constants.HF_HUB_OFFLINE
+    assert dict(os.environ) == environment
 
 
 @pytest.mark.parametrize("name", EMBEDDED)

@@ -79,7 +79,7 @@ def create_model(
             )
     elif timm.is_model(name):
         try:
-            with _downloading(name, pretrained):
+            with _downloading(name, pretrained), _asked_once(name, pretrained):
                 model = timm.create_model(name, pretrained=pretrained, **{**sizes, **options})
         except RuntimeError as error:
             if "pretrained tag" in str(error):
@@ -103,6 +103,26 @@ def _downloading(name: str, pretrained: bool) -> Iterator[None]:
             f"the published weights of {name} could not be had ({str(error)[:200]}); "
             "give a checkpoint file or a run folder instead"
         ) from error
+
+
+@contextmanager
+def _asked_once(name: str, pretrained: bool) -> Iterator[None]:
+    """Where the hub of timm's weights is out of reach, look in its cache alone: it would try for a minute."""
+    from huggingface_hub import constants, get_session
+
+    offline, unreachable = constants.HF_HUB_OFFLINE, ""
+    if pretrained and not offline and timm.get_pretrained_cfg_value(name, "hf_hub_id"):
+        try:
+            get_session().head(constants.ENDPOINT, timeout=10)
+        except Exception as error:  # its kinds are those of another library, and changed
+            unreachable = f"{constants.ENDPOINT} cannot be reached: {error}"
+    constants.HF_HUB_OFFLINE = offline or bool(unreachable)
+    try:
+        yield
+    except OSError as error:
+        raise OSError(unreachable or error) from error
+    finally:
+        constants.HF_HUB_OFFLINE = offline
 
 
 def _torchvision(
