@@ -28,6 +28,7 @@ from eyeline.data.views import Normalization
 from eyeline.distiller import Distiller
 from eyeline.engine.run import is_ours
 from eyeline.errors import InputError, TrainingStopped
+from eyeline.files import LOCK, locked
 from eyeline.settings import Settings
 from tiny import SETTINGS, TinyNet, tiny_data, tiny_net, tiny_split
 
@@ -456,6 +457,29 @@ def test_a_study_goes_on_without_repeating(tmp_path: Path, studied: Path, monkey
     assert {p: p.stat().st_mtime_ns for p in finished} == finished
     ours, theirs = (json.loads((f / "study.json").read_text()) for f in (tmp_path / "s", studied))
     assert ours["methods"] == theirs["methods"]
+
+
+def test_a_study_holds_its_folder_while_it_fills_its_memory_and_trains(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    held: list[str] = []
+
+    def see(name: str) -> None:
+        work = getattr(jobs, name)
+
+        def seen(*given: Any, **options: Any) -> Any:
+            with pytest.raises(TimeoutError), locked(tmp_path / "s", 0):
+                pass
+            held.append(name)
+            return work(*given, **options)
+
+        monkeypatch.setattr(jobs, name, seen)
+
+    for name in ("fill", "fit", "write_page"):
+        see(name)
+    study(tmp_path / "s", memory=str(tmp_path / "s" / "memory"), methods=["kd"], seeds=1)
+    assert held == ["fill", "fit", "fit", "write_page"]
+    assert not list((tmp_path / "s").rglob(LOCK))
 
 
 def test_a_study_takes_more_seeds_and_other_methods(tmp_path: Path, studied: Path) -> None:

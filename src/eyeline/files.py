@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and JSON."""
+"""Files that are written whole or not at all, JSON, and the lock of a folder."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from eyeline.errors import InputError, TrainingStopped
+
+LOCK = ".eyeline.lock"
+_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}  # of a file system without locks
 
 
 @contextmanager
@@ -94,8 +97,39 @@ def read_json(path: Path, what: str) -> Any:
 
 
 def is_left_over(file: Path) -> bool:
-    """Of a process that was killed while it wrote."""
-    return re.fullmatch(r"\..+\.\d+\.part", file.name) is not None
+    """Of a process that was killed while it wrote, or held the folder."""
+    return file.name == LOCK or re.fullmatch(r"\..+\.\d+\.part", file.name) is not None
+
+
+@contextmanager
+def locked(folder: Path, seconds: float = -1) -> Iterator[None]:
+    """A folder for this process alone. The lock is the system's: it goes with the process.
+
+    Args:
+        folder: it holds the file of the lock, which stays.
+        seconds: how long to wait for another process; below 0: as long as it takes.
+
+    Raises:
+        TimeoutError: another process holds it.
+        OSError: the folder cannot be written.
+    """
+    from filelock import FileLock  # not at the top: the command line reads this file
+
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(seconds)
+        while not (folder / LOCK).exists():  # whoever held it took it away: nobody else waits for this one
+            lock.release()
+            lock.acquire(seconds)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def amount(size: float) -> str:

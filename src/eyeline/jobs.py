@@ -35,6 +35,7 @@ from eyeline.engine.run import (
     RESULT,
     STUDY,
     RunFolder,
+    claimed,
     environment,
     is_main_process,
     is_ours,
@@ -145,23 +146,25 @@ def study(
             f"methods {list(methods)} have names that make one folder; expected names that differ"
         )
     _keep(path, overwrite, student, recipe["teacher"])
-    with ExitStack() as stack:
-        distillers = [
-            stack.enter_context(_check(example, teacher, method, recipe["layers"], data, settings))
-            for method in methods.values()
-        ]
-        memory, settings = _memory(distillers, data, settings, path, overwrite)
-        recipe = {**recipe, "methods": methods, "seeds": seeds}
-        inputs = _inputs(data, teacher)
-        complete = _complete("study", recipe, settings)
-        record = RunFolder(path, complete, resume=resume, overwrite=overwrite, inputs=inputs)
-        done = all((path / _file_name(n) / f"seed-{s}" / RESULT).exists() for n in methods for s in seeds)
-        if done:
-            _say(f"all {len(methods) * len(seeds)} runs of {path} are done; --overwrite trains them anew")
-        if memory is not None and not done and Device.of(settings).fabric.world_size == 1:
-            # one forward pass a view for all methods and seeds
-            fill(memory, distillers, data, settings, again="the same command and --resume goes on")
-    with record.claimed(), _advising(path):
+    with ExitStack() as claim:
+        with ExitStack() as stack:
+            distillers = [
+                stack.enter_context(_check(example, teacher, method, recipe["layers"], data, settings))
+                for method in methods.values()
+            ]
+            memory, settings = _memory(distillers, data, settings, path, overwrite)
+            recipe = {**recipe, "methods": methods, "seeds": seeds}
+            inputs = _inputs(data, teacher)
+            complete = _complete("study", recipe, settings)
+            record = RunFolder(path, complete, resume=resume, overwrite=overwrite, inputs=inputs)
+            claim.enter_context(record.claimed())
+            done = all((path / _file_name(n) / f"seed-{s}" / RESULT).exists() for n in methods for s in seeds)
+            if done:
+                _say(f"all {len(methods) * len(seeds)} runs of {path} are done; --overwrite trains them anew")
+            if memory is not None and not done and Device.of(settings).fabric.world_size == 1:
+                # one forward pass a view for all methods and seeds
+                fill(memory, distillers, data, settings, again="the same command and --resume goes on")
+        claim.enter_context(_advising(path))
         plan: list[_Planned] = []
         for number, seed in enumerate(seeds, 1):
             for name, method in methods.items():
@@ -351,7 +354,8 @@ def demo(out: Path, seeds: int | Sequence[int] | None, full: bool, *, resume: bo
         place = out / "teacher"
         if not (place / RESULT).exists() or overwrite:
             if overwrite and is_run(out / "study"):
-                remove_run(out / "study")  # of the teacher that is replaced
+                with claimed(out / "study"):
+                    remove_run(out / "study")  # of the teacher that is replaced
             settings = {k: v for k, v in teacher.items() if k not in ("model", "data")}
             train(
                 {"model": teacher["model"], "data": teacher["data"], "pretrained": False, "weights": None},
@@ -476,13 +480,13 @@ def _run(
     label: str = "",
 ) -> Run:
     """Train, evaluate, and write what came out; a run that is finished already is read."""
-    if folder.result is not None:
-        return Run(folder.path, folder.result, _own(given, student))
-    if data.skipped:
-        _say(_left_out(data.skipped))
     network = teacher.network if teacher else None
     shape = _image_shape(data, settings)
-    with folder.claimed():
+    with folder.claimed() as result:
+        if result is not None:
+            return Run(folder.path, result, _own(given, student))
+        if data.skipped:
+            _say(_left_out(data.skipped))
         # a loss's learnable parts depend on the seed alone, as the student does
         with _seeded(settings.seed, lambda: Distiller(student, network, method, layers, shape)) as distiller:
             device = fit(distiller, data, settings, folder, memory=memory, label=label)

@@ -128,7 +128,7 @@ def test_the_images_are_kept_as_they_should_be(birds: Path, tmp_path: Path) -> N
         assert torch.equal(split.labels, plain.splits[name].labels)
     assert data.fingerprint() == plain.fingerprint()
     assert sorted(contents(tmp_path / "p")) == [
-        "lock",
+        ".eyeline.lock",
         "packed.json",
         "test.images",
         "train.images",
@@ -302,7 +302,7 @@ def test_unreadable_images_are_named_or_left_out(birds: Path, tmp_path: Path, mo
     )
     with pytest.raises(InputError, match=message):
         load(birds, tmp_path / "p")
-    assert list(contents(tmp_path / "p")) == ["lock"]  # nothing is kept, and so nothing must be deleted
+    assert list(contents(tmp_path / "p")) == [".eyeline.lock"]  # nothing is kept, nothing must be deleted
     data = load(birds, tmp_path / "p", skip_bad_images=True)
     assert data.skipped == ("train/crow/half.jpg", "test/owl/lost.png")
     assert [len(split) for split in data.splits.values()] == [16, 16, 16]
@@ -371,7 +371,7 @@ def test_a_full_disk(birds: Path, tmp_path: Path, monkeypatch: Any) -> None:
     process.start()
     process.join(60)
     assert process.exitcode == 0
-    assert list(contents(tmp_path / "p")) == ["lock"]
+    assert list(contents(tmp_path / "p")) == [".eyeline.lock"]
     assert whole(load(birds, tmp_path / "p"))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ import eyeline
 import tiny
 from eyeline.cli import main
 from eyeline.errors import InputError, TrainingStopped
+from eyeline.files import locked
 from eyeline.objective import resolve_method
 from tiny import SETTINGS, tiny_data, tiny_net
 
@@ -208,6 +210,25 @@ def test_resume_of_a_finished_run_answers_at_once(tmp_path: Path, whole: Path, m
         eyeline.distill(tiny_net(1), tiny_net(3), tiny_data(), str(whole), **SETTINGS, resume=True)
     with pytest.raises(InputError, match="another content of data"):
         eyeline.distill(tiny_net(1), tiny_net(2), tiny_data(49), str(whole), **SETTINGS, resume=True)
+
+
+def test_a_run_that_another_process_finishes_meanwhile_is_answered(
+    tmp_path: Path, whole: Path, monkeypatch: Any
+) -> None:
+    """Another holds the folder until the run is finished; this one saw it when it was half done."""
+    cut_off_here(monkeypatch, 4, tmp_path / "run")
+    held = locked(tmp_path / "run")
+    held.__enter__()
+
+    def finish(folder: Path, seconds: float) -> Any:
+        shutil.copytree(whole, folder, dirs_exist_ok=True)
+        held.__exit__(None, None, None)
+        return locked(folder, seconds)
+
+    monkeypatch.setattr("eyeline.engine.run.locked", finish)
+    monkeypatch.setattr("eyeline.jobs.fit", None)  # cannot be called
+    distill(tmp_path / "run", resume=True)
+    same(whole, tmp_path / "run")
 
 
 def test_a_checkpoint_of_another_network(tmp_path: Path, monkeypatch: Any) -> None:

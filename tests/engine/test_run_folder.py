@@ -3,7 +3,13 @@ from __future__ import annotations
 import errno
 import json
 import math
+import multiprocessing
 import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +17,21 @@ import pytest
 import torch
 import yaml
 
-from eyeline.engine.run import RunFolder, environment, is_run, plain, read_json, write_atomically, write_json
+from eyeline.engine import run as module
+from eyeline.engine.run import (
+    RunFolder,
+    claimed,
+    environment,
+    is_run,
+    plain,
+    read_json,
+    write_atomically,
+    write_json,
+)
 from eyeline.errors import InputError, TrainingStopped
+from eyeline.files import LOCK, locked
+
+fork = multiprocessing.get_context("fork")
 
 RECIPE = {
     "verb": "train",
@@ -24,12 +43,20 @@ RECIPE = {
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != LOCK)
+    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
+
+
+def begun(folder: Path, recipe: Any = RECIPE, **how: Any) -> RunFolder:
+    """A run that was begun, and stopped."""
+    run = RunFolder(folder, recipe, **how)
+    with run.claimed():
+        return run
 
 
 def finished(folder: Path) -> RunFolder:
     """A folder with every file that a run writes."""
-    run = RunFolder(folder, RECIPE)
+    run = begun(folder)
     for name in ("metrics.csv", "last.ckpt", "model.safetensors", "attention.png", "report.html"):
         (folder / name).write_text("old")
     (folder / "tensorboard").mkdir()
@@ -40,7 +67,7 @@ def finished(folder: Path) -> RunFolder:
 
 
 def test_a_new_folder_holds_recipe_and_environment(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path / "a" / "b", RECIPE)
+    run = begun(tmp_path / "a" / "b", RECIPE)
     assert sorted(contents(run.path)) == ["environment.json", "recipe.yaml"]
     text = (run.path / "recipe.yaml").read_text()
     assert text.startswith("# eyeline train --config recipe.yaml")
@@ -59,7 +86,7 @@ def test_a_run_that_is_there_is_not_touched(tmp_path: Path) -> None:
     finished(tmp_path)
     before = contents(tmp_path)
     with pytest.raises(InputError, match="holds a run already; continue it with --resume, replace it with"):
-        RunFolder(tmp_path, RECIPE)
+        begun(tmp_path, RECIPE)
     assert contents(tmp_path) == before
 
 
@@ -75,12 +102,12 @@ def test_resume_leaves_a_finished_run_as_it_is(tmp_path: Path) -> None:
     finished(tmp_path)
     (tmp_path / "environment.json").write_text('{"of": "then"}')
     before = contents(tmp_path)
-    assert RunFolder(tmp_path, {**RECIPE, "workers": 3}, resume=True).result == {"kind": "run"}
+    assert begun(tmp_path, {**RECIPE, "workers": 3}, resume=True).result == {"kind": "run"}
     assert contents(tmp_path) == before
 
 
 def test_resume_with_another_recipe_names_the_difference(tmp_path: Path) -> None:
-    RunFolder(tmp_path, RECIPE)
+    begun(tmp_path, RECIPE)
     before = contents(tmp_path)
     with pytest.raises(
         InputError, match=r"another recipe \(learning_rate was 1e-05, is 0\.1\); resume with the same"
@@ -91,14 +118,14 @@ def test_resume_with_another_recipe_names_the_difference(tmp_path: Path) -> None
     with pytest.raises(InputError, match=r"gamma was None, is 0\.2"):
         RunFolder(tmp_path, {**RECIPE, "gamma": 0.2}, resume=True)
     assert contents(tmp_path) == before
-    RunFolder(tmp_path, {**RECIPE, "workers": 3}, resume=True)  # changes nothing in the outcome
+    begun(tmp_path, {**RECIPE, "workers": 3}, resume=True)  # changes nothing in the outcome
 
 
 @pytest.mark.parametrize("text", ["# eyeline train\n: {", "# eyeline train\n- a\n", "# eyeline train\n"])
 def test_a_damaged_recipe(tmp_path: Path, text: str) -> None:
     (tmp_path / "recipe.yaml").write_text(text)
     with pytest.raises(InputError, match=r"recipe\.yaml is damaged .*start anew with --overwrite"):
-        RunFolder(tmp_path, RECIPE, resume=True)
+        begun(tmp_path, RECIPE, resume=True)
 
 
 def test_overwrite_replaces_the_run_and_nothing_else(tmp_path: Path) -> None:
@@ -106,18 +133,18 @@ def test_overwrite_replaces_the_run_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures" / "a.png").write_text("mine")
-    RunFolder(tmp_path, RECIPE, overwrite=True)
+    begun(tmp_path, RECIPE, overwrite=True)
     assert sorted(contents(tmp_path)) == ["environment.json", "figures/a.png", "notes.txt", "recipe.yaml"]
 
 
 def test_overwrite_replaces_the_runs_of_a_study(tmp_path: Path) -> None:
-    RunFolder(tmp_path, RECIPE)
+    begun(tmp_path, RECIPE)
     (tmp_path / "study.json").write_text("{}")
     for place in ("at+kd/seed-0", "at+kd/seed-1", "ce/seed-0"):
         finished(tmp_path / place)
     (tmp_path / "ce" / "seed-7").mkdir()
     (tmp_path / "ce" / "seed-7" / "mine").write_text("no run")
-    RunFolder(tmp_path, RECIPE, overwrite=True)
+    begun(tmp_path, RECIPE, overwrite=True)
     assert sorted(contents(tmp_path)) == ["ce/seed-7/mine", "environment.json", "recipe.yaml"]
 
 
@@ -135,12 +162,12 @@ def test_no_folder_can_be_made(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="file is a file; expected a folder"):
         RunFolder(tmp_path / "file", RECIPE)
     with pytest.raises(InputError, match=r"cannot make the folder .*file/run: Not a directory"):
-        RunFolder(tmp_path / "file" / "run", RECIPE)
+        begun(tmp_path / "file" / "run", RECIPE)
 
 
 def test_what_a_killed_process_left_is_cleared(tmp_path: Path) -> None:
     (tmp_path / ".recipe.yaml.123.part").write_text("ha")
-    RunFolder(tmp_path, RECIPE)
+    begun(tmp_path, RECIPE)
     (tmp_path / ".last.ckpt.123.part").write_text("ha")
     run = RunFolder(tmp_path, RECIPE, resume=True)
     assert (tmp_path / ".last.ckpt.123.part").exists()  # perhaps of a process that still writes
@@ -149,32 +176,139 @@ def test_what_a_killed_process_left_is_cleared(tmp_path: Path) -> None:
 
 
 def test_one_process_trains_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eyeline.engine.run._PATIENCE", 0.2)
     one = RunFolder(tmp_path, RECIPE)
-    waited: list[float] = []
-    monkeypatch.setattr("time.sleep", waited.append)
-    before = contents(tmp_path)
     with one.claimed():
-        other = RunFolder(tmp_path, RECIPE, resume=True)
-        with pytest.raises(InputError, match="another process trains in"), other.claimed():
-            pass
-        assert waited == [1] * 10
-        with pytest.raises(InputError, match="another process trains in"):
-            RunFolder(tmp_path, RECIPE, overwrite=True)
+        before = contents(tmp_path)
+        for how in ({"resume": True}, {"overwrite": True}):
+            with pytest.raises(InputError, match="another process trains in"):
+                begun(tmp_path, RECIPE, **how)
         assert contents(tmp_path) == before
-    with one.claimed():  # free again
-        pass
+    begun(tmp_path, RECIPE, resume=True)  # free again
+
+
+@contextmanager
+def another_waits(do: Callable[[], None], folder: Path) -> Iterator[None]:
+    """Let another process ``do`` something, and keep it from the folder while this one is in the block."""
+    waiting = fork.Event()
+
+    def told(*given: Any) -> Any:
+        waiting.set()
+        return locked(*given)
+
+    def work() -> None:
+        module.locked = told  # type: ignore[attr-defined]
+        do()
+
+    process = fork.Process(target=work)
+    with locked(folder):
+        process.start()
+        assert waiting.wait(60)
+        yield
+    process.join(60)
+    assert process.exitcode == 0
+
+
+def test_a_run_that_is_finished_meanwhile_is_not_made_again(tmp_path: Path) -> None:
+    begun(tmp_path)
+
+    def resume() -> None:
+        with RunFolder(tmp_path, RECIPE, resume=True).claimed() as result:
+            assert result == {"kind": "run"}
+
+    with another_waits(resume, tmp_path):
+        write_json(tmp_path / "result.json", {"kind": "run"})
+        before = contents(tmp_path)
+    assert contents(tmp_path) == before
+    assert not (tmp_path / LOCK).exists()
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_run_that_is_begun_meanwhile_keeps_its_recipe(tmp_path: Path, finished: bool) -> None:
+    def start() -> None:
+        with pytest.raises(InputError, match="holds a run already"):
+            begun(tmp_path / "run", {**RECIPE, "learning_rate": 0.1})
+
+    with another_waits(start, tmp_path / "run"):
+        shutil.copytree(begun(tmp_path / "other").path, tmp_path / "run", dirs_exist_ok=True)
+        if finished:
+            write_json(tmp_path / "run" / "result.json", {"kind": "run"})
+        before = contents(tmp_path / "run")
+    assert contents(tmp_path / "run") == before
+
+
+def test_what_changed_while_one_waits_is_seen(tmp_path: Path) -> None:
+    run = begun(tmp_path / "run").path
+
+    def resume() -> None:
+        with pytest.raises(InputError, match=r"another recipe \(learning_rate was 0\.1, is 1e-05\)"):
+            begun(run, resume=True)
+
+    with another_waits(resume, run):
+        shutil.copy(begun(tmp_path / "other", {**RECIPE, "learning_rate": 0.1}).path / "recipe.yaml", run)
+        before = contents(run)
+    assert contents(run) == before
+
+
+def test_a_lock_goes_with_its_process(tmp_path: Path) -> None:
+    """Also where those that it forked live on; the file that is left is not a run."""
+    held = fork.Event()
+
+    def hold() -> None:
+        with claimed(tmp_path):
+            child = fork.Process(target=time.sleep, args=(600,))
+            child.start()
+            children.put(child.pid)
+            held.set()
+            time.sleep(600)
+
+    children = fork.SimpleQueue()
+    process = fork.Process(target=hold)
+    process.start()
+    assert held.wait(60)
+    assert process.pid is not None
+    try:
+        os.kill(process.pid, signal.SIGKILL)
+        process.join(60)
+        assert [file.name for file in tmp_path.iterdir()] == [LOCK]
+        begun(tmp_path)
+    finally:
+        os.kill(children.get(), signal.SIGKILL)
+
+
+def test_a_study_whose_run_another_process_trains_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eyeline.engine.run._PATIENCE", 0.2)
+    begun(tmp_path)
+    for place in ("at+kd/seed-0", "ce/seed-0"):
+        finished(tmp_path / place)
+    for place in ("at+kd/seed-0", "ce/seed-0"):
+        before = contents(tmp_path)
+        with locked(tmp_path / place), pytest.raises(InputError, match=r"process trains in .*/seed-0"):
+            begun(tmp_path, overwrite=True)
+        assert contents(tmp_path) == before
+
+
+def test_a_finished_run_is_read_where_nothing_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished(tmp_path)
+    monkeypatch.setattr("eyeline.engine.run.locked", None)  # cannot be called
+    with RunFolder(tmp_path, RECIPE, resume=True).claimed() as result:
+        assert result == {"kind": "run"}
 
 
 def test_resume_with_other_contents_of_what_the_recipe_names(tmp_path: Path) -> None:
-    RunFolder(tmp_path, RECIPE, inputs={"data": "a", "teacher": "b"})
+    begun(tmp_path, RECIPE, inputs={"data": "a", "teacher": "b"})
     before = contents(tmp_path)
     with pytest.raises(InputError, match="began with another content of teacher; give what it began with"):
         RunFolder(tmp_path, RECIPE, resume=True, inputs={"data": "a", "teacher": "c"})
     with pytest.raises(InputError, match="another content of data and teacher"):
         RunFolder(tmp_path, RECIPE, resume=True, inputs={"data": "c", "teacher": "c"})
     assert contents(tmp_path) == before
-    RunFolder(tmp_path, RECIPE, resume=True, inputs={"data": "a", "teacher": "b"})
-    RunFolder(tmp_path, RECIPE, overwrite=True, inputs={"data": "c", "teacher": "c"})
+    begun(tmp_path, RECIPE, resume=True, inputs={"data": "a", "teacher": "b"})
+    begun(tmp_path, RECIPE, overwrite=True, inputs={"data": "c", "teacher": "c"})
 
 
 def test_every_environment_in_which_a_run_went_on_is_kept(
@@ -183,14 +317,14 @@ def test_every_environment_in_which_a_run_went_on_is_kept(
     def kept() -> dict[str, object]:
         return json.loads((tmp_path / "environment.json").read_text())
 
-    RunFolder(tmp_path, RECIPE, inputs={"data": "a"})
+    begun(tmp_path, RECIPE, inputs={"data": "a"})
     first = kept()
-    RunFolder(tmp_path, RECIPE, resume=True)
+    begun(tmp_path, RECIPE, resume=True)
     assert kept() == first
     other = environment() | {"gpus": ["another machine's"]}
     for now in (other, other, environment()):
         monkeypatch.setattr("eyeline.engine.run.environment", lambda now=now: now)
-        RunFolder(tmp_path, RECIPE, resume=True)
+        begun(tmp_path, RECIPE, resume=True)
     assert kept() == first | {"resumed": [other, environment()]}
 
 
@@ -198,7 +332,7 @@ def test_every_environment_in_which_a_run_went_on_is_kept(
 
 
 def test_a_checkpoint_comes_back(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path, RECIPE)
+    run = begun(tmp_path, RECIPE)
     assert run.load_checkpoint() is None
     run.save_checkpoint({"format": 2, "step": 3, "student": {"w": torch.arange(5.0)}})
     state = run.load_checkpoint()
@@ -208,7 +342,7 @@ def test_a_checkpoint_comes_back(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_that_is_none(tmp_path: Path) -> None:
-    run, path = RunFolder(tmp_path, RECIPE), tmp_path / "last.ckpt"
+    run, path = begun(tmp_path, RECIPE), tmp_path / "last.ckpt"
     run.save_checkpoint({"format": 2, "step": 3, "w": torch.zeros(1000)})
     whole = path.read_bytes()
     for damaged in (whole[: len(whole) // 2], b"", b"not a checkpoint"):
@@ -228,7 +362,7 @@ def test_a_checkpoint_that_is_none(tmp_path: Path) -> None:
 def test_a_full_disk_keeps_the_earlier_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    run = RunFolder(tmp_path, RECIPE)
+    run = begun(tmp_path, RECIPE)
     run.save_checkpoint({"format": 2, "step": 3})
     before = contents(tmp_path)
 
@@ -265,7 +399,7 @@ def test_a_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_metrics_come_back_as_they_were(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path, RECIPE)
+    run = begun(tmp_path, RECIPE)
     assert run.read_metrics() == []
     rows = [
         {"epoch": 1, "step": 7, "loss": 0.1 + 0.2, "images_per_second": 12.0},
@@ -311,13 +445,13 @@ def test_other_processes_leave_the_folder_to_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LOCAL_RANK", "1")
-    RunFolder(tmp_path / "run", RECIPE, overwrite=True)
+    begun(tmp_path / "run", RECIPE, overwrite=True)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("text", ["epoch,step,ce\n1,x,2\n", "ce\n1\n", "epoch,step\n1\n"])
 def test_damaged_figures(tmp_path: Path, text: str) -> None:
-    folder = RunFolder(tmp_path / "run", {"verb": "train"})
+    folder = begun(tmp_path / "run", {"verb": "train"})
     (folder.path / "metrics.csv").write_text(text)
     with pytest.raises(InputError, match=r"metrics\.csv is damaged .*--overwrite"):
         folder.read_metrics()

@@ -29,6 +29,7 @@ from eyeline.engine.trainer import (
     training_stream,
 )
 from eyeline.errors import InputError, TrainingStopped
+from eyeline.files import LOCK
 from eyeline.settings import Settings
 from tiny import SETTINGS, tiny_data, tiny_net
 
@@ -49,7 +50,8 @@ def run(
     for name, hook in (hooks or {}).items():  # once the probe for the layers is done
         student.get_submodule(name).register_forward_hook(hook)
     record = RunFolder(folder, {"verb": "distill", **settings}, resume=True)
-    fit(distiller, tiny_data(), Settings.of(**settings), record)
+    with record.claimed():
+        fit(distiller, tiny_data(), Settings.of(**settings), record)
     return distiller
 
 
@@ -292,7 +294,7 @@ def test_a_loss_that_is_not_finite_stops_training(tmp_path: Path) -> None:
     assert RunFolder(tmp_path, {"verb": "distill", **FLOAT32}, resume=True).load_checkpoint()["step"] == 10  # type: ignore[index]
     assert [row["epoch"] for row in rows(tmp_path)] == ["1"]
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        *("environment.json", "last.ckpt", "metrics.csv", "recipe.yaml", "tensorboard")
+        *(LOCK, "environment.json", "last.ckpt", "metrics.csv", "recipe.yaml", "tensorboard")
     ]
 
 

@@ -4,7 +4,6 @@
 
     PACKED/packed.json        of which files, in which size: names, bytes and times; shapes and checksums
     PACKED/train.images       the pixels of one split, uint8 ``[H, W, 3]`` one image after the other
-    PACKED/lock               held by the process that writes
 
 ``packed.json`` is written last: without it nothing is served.
 """
@@ -29,14 +28,13 @@ from torch import Tensor
 
 from eyeline.data.views import FORMATS, decode, resize
 from eyeline.errors import InputError, TrainingStopped
-from eyeline.files import amount, is_left_over, writing
+from eyeline.files import LOCK, amount, is_left_over, locked, writing
 
 INDEX = "packed.json"
 _FORMAT = 1
 _KIND = "packed images"
-_LOCK = "lock"
 _PIXELS = ".images"
-_OURS = {INDEX, _LOCK, *(split + _PIXELS for split in ("train", "validation", "test"))}
+_OURS = {INDEX, *(split + _PIXELS for split in ("train", "validation", "test"))}
 
 T = TypeVar("T")
 Progress = Callable[[int], AbstractContextManager[Callable[[int, Callable[[], tuple[str, str, str]]], None]]]
@@ -263,7 +261,7 @@ def _make(
     """Write the copy, whole or not at all."""
     (folder / INDEX).unlink(missing_ok=True)  # first: what it is of goes now
     for earlier in folder.iterdir():
-        if earlier.name != _LOCK and _is_ours(earlier):
+        if earlier.name != LOCK and _is_ours(earlier):
             earlier.unlink()
     count, side = sum(map(len, splits.values())), key["side"]
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
@@ -337,17 +335,15 @@ def _is_ours(file: Path) -> bool:
 
 @contextmanager
 def _lock(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """One process writes at a time. The lock is the system's: it goes with the process that holds it."""
-    import fcntl  # not on Windows
-
+    """One process writes at a time."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / _LOCK).open("w") as file:
+        with ExitStack() as held:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+                held.enter_context(locked(folder, 0))
+            except TimeoutError:
                 say(f"packed: another process writes {folder}; this one waits for it")
-                fcntl.flock(file, fcntl.LOCK_EX)
+                held.enter_context(locked(folder))
             yield
     except OSError as error:
         raise InputError(

@@ -8,9 +8,8 @@ import os
 import platform
 import shutil
 import sys
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,15 @@ import yaml
 
 from eyeline import __version__
 from eyeline.errors import InputError, TrainingStopped
-from eyeline.files import is_left_over, read_json, write_atomically, write_json, write_text
+from eyeline.files import (
+    LOCK,
+    is_left_over,
+    locked,
+    read_json,
+    write_atomically,
+    write_json,
+    write_text,
+)
 from eyeline.memory import remove_memories
 
 RECIPE = "recipe.yaml"
@@ -38,9 +45,9 @@ _FILES = (ENVIRONMENT, METRICS, CHECKPOINT, RESULT, MODEL, STUDY, *_WEIGHTS, *_D
 _OURS = {RECIPE, *_FILES, _CURVES, "memory", "teacher", "study"}  # the last three are the demo's folders
 _MARK = "# eyeline "  # the first line of a recipe of ours
 _COLUMNS = ("validation_accuracy", "validation_loss", "images_per_second")  # the last of metrics.csv
-# what may differ between a run and its continuation
-_PATIENCE = 10
+_PATIENCE = 10.0
 """Seconds that a run waits for the one that holds its folder."""
+# what may differ between a run and its continuation
 _FREE = {
     *("out", "resume", "overwrite", "progress", "workers", "checkpoint_every", "data_root", "download"),
     *("parallel", "methods", "seeds"),  # each run of a study has a recipe of its own
@@ -54,10 +61,10 @@ def is_main_process() -> bool:
 
 
 class RunFolder:
-    """One run's folder.
+    """One run's folder. It is made, and the run's recipe written, when it is claimed.
 
     Args:
-        path: where; made if it does not exist.
+        path: where.
         recipe: the resolved arguments of the verb, with the verb under ``"verb"``.
         resume: continue a run that is there, with the same recipe.
         overwrite: replace a run that is there: its own files, and nothing else that lies in the folder.
@@ -65,8 +72,7 @@ class RunFolder:
 
     Raises:
         InputError: a run is there and neither ``resume`` nor ``overwrite`` was given, it has another recipe
-            or other inputs, the folder holds something that is no run, or another process trains in the one
-            that is to be replaced.
+            or other inputs, or the folder holds something that is no run.
     """
 
     def __init__(
@@ -79,25 +85,48 @@ class RunFolder:
         inputs: Mapping[str, str] | None = None,
     ) -> None:
         self.path = Path(path).expanduser()
-        self.recipe = plain(recipe)
+        self.recipe, self.inputs = plain(recipe), dict(inputs or {})
+        self.resume, self.overwrite = resume, overwrite
+        if is_main_process():  # of several, it looks at the folder for all
+            self._check()
+
+    @contextmanager
+    def claimed(self) -> Iterator[dict[str, Any] | None]:
+        """The folder for this process alone; whether the run may be made is decided again. A finished run is
+        read without that.
+
+        Yields:
+            The final figures of a run that is finished, which stays as it is; None if it is to be made.
+
+        Raises:
+            InputError: another process trains in it, it cannot be written, or as for the class.
+        """
         if not is_main_process():
-            return  # the main process has looked at the folder, and made it
-        before: dict[str, Any] = {}  # the environment in which it began
-        if is_taken(self.path, resume=resume, overwrite=overwrite):
-            if overwrite:
-                with self.claimed():
-                    remove_run(self.path)
-            else:
-                self._check_same_recipe()
-                before = self._check_same_inputs(inputs or {})
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"cannot make the folder {self.path}: {error.strerror}; choose another with --out"
-            ) from error
+            yield None if self.overwrite else self.result
+            return
+        if not self.overwrite and self._check() is not None and (done := self.result) is not None:
+            yield done
+            return
+        with claimed(self.path):
+            self._begin()
+            yield self.result
+
+    def _check(self) -> dict[str, Any] | None:
+        """The environment in which a run that is there began; None if there is none."""
+        if not is_taken(self.path, resume=self.resume, overwrite=self.overwrite):
+            return None
+        if self.overwrite:
+            return {}
+        self._check_same_recipe()
+        return self._check_same_inputs()
+
+    def _begin(self) -> None:
+        """Write what the run is, unless it is finished."""
+        before = self._check()
+        if before is not None and self.overwrite:
+            remove_run(self.path)
         if self.result is not None:
-            return  # the record of a finished run stays as it is
+            return
         header = f"{_MARK}{self.recipe['verb']} --config {RECIPE} --out ANOTHER_FOLDER   repeats this run\n"
         if " object>'" in repr(self.recipe):
             header = (
@@ -106,7 +135,7 @@ class RunFolder:
         body = {k: v for k, v in self.recipe.items() if k != "verb"}
         try:
             write_text(self.path / RECIPE, header + yaml.safe_dump(body, sort_keys=False, allow_unicode=True))
-            write_json(self.path / ENVIRONMENT, {"inputs": dict(inputs or {}), **_with_now(before)})
+            write_json(self.path / ENVIRONMENT, {"inputs": self.inputs, **_with_now(before or {})})
         except TrainingStopped as error:
             raise InputError(str(error).partition(";")[0]) from error
 
@@ -134,52 +163,17 @@ class RunFolder:
                 "resume with the same, replace it with --overwrite, or choose another folder with --out"
             )
 
-    def _check_same_inputs(self, inputs: Mapping[str, str]) -> dict[str, Any]:
+    def _check_same_inputs(self) -> dict[str, Any]:
         path = self.path / ENVIRONMENT
         before = read_json(path, "the record of a run") if path.exists() else {}
         theirs = before.get("inputs", {})
-        changed = [name for name, digest in inputs.items() if theirs.get(name, digest) != digest]
+        changed = [name for name, digest in self.inputs.items() if theirs.get(name, digest) != digest]
         if changed:
             raise InputError(
                 f"{self.path} holds a run that began with another content of {' and '.join(changed)}; give "
                 "what it began with, replace it with --overwrite, or choose another folder with --out"
             )
         return before
-
-    @contextmanager
-    def claimed(self) -> Iterator[None]:
-        """The folder for this process alone. The lock is the system's: it goes with the process.
-
-        Raises:
-            InputError: another process trains in it.
-        """
-        if not is_main_process():
-            yield
-            return
-        import fcntl  # not on Windows
-
-        place = os.open(self.path, os.O_RDONLY)
-        try:
-            # those that a killed process forked to load images hold the lock until they see that it is gone
-            for waited in range(_PATIENCE + 1):
-                try:
-                    fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if waited == _PATIENCE:
-                        raise InputError(
-                            f"another process trains in {self.path}; wait for it, or choose another folder "
-                            "with --out"
-                        ) from None
-                    time.sleep(1)
-                except OSError:
-                    break  # a file system without locks
-            for file in self.path.iterdir():
-                if is_left_over(file):
-                    file.unlink()
-            yield
-        finally:
-            os.close(place)
 
     @property
     def result(self) -> dict[str, Any] | None:
@@ -246,6 +240,37 @@ class RunFolder:
         write_text(self.path / METRICS, text.getvalue())
 
 
+@contextmanager
+def claimed(path: Path) -> Iterator[None]:
+    """The folder of a run or a study for this process alone; made if it is not there.
+
+    Raises:
+        InputError: another process trains in it, or it cannot be written.
+    """
+    with ExitStack() as held:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(path, _PATIENCE))
+        except TimeoutError:
+            raise InputError(
+                f"another process trains in {path}; wait for it, or choose another folder with --out"
+            ) from None
+        except OSError as error:
+            raise InputError(
+                f"cannot make the folder {path}: {error.strerror}; choose another with --out"
+            ) from error
+        try:
+            for file in path.iterdir():
+                if is_left_over(file) and file.name != LOCK:
+                    file.unlink()
+            yield
+        finally:
+            # not while others may wait to go on: on a network, who waits may not see that it lost its name
+            if (path / RESULT).exists() or (path / STUDY).exists():
+                with suppress(OSError):
+                    (path / LOCK).unlink()
+
+
 def is_taken(path: Path, *, resume: bool, overwrite: bool) -> bool:
     """Whether a run is there that is to be continued, or replaced.
 
@@ -282,17 +307,25 @@ def is_ours(name: str) -> bool:
 
 
 def remove_run(path: Path) -> None:
-    """Delete a run or a study: what eyeline wrote. Other files in the folder stay."""
+    """Delete a run or a study that this process has claimed: what eyeline wrote. Other files stay.
+
+    Raises:
+        InputError: another process trains in a run of the study.
+    """
+    with ExitStack() as held:
+        runs = [run for run in path.glob("*/seed-*") if is_run(run)]
+        for run in runs:  # all before the first goes
+            held.enter_context(claimed(run))
+        for run in runs:
+            remove_run(run)
+            with suppress(OSError):  # not empty, or not in this system while it is locked
+                (run / LOCK).unlink()
+                run.rmdir()
+                run.parent.rmdir()
     for name in _FILES:
         (path / name).unlink(missing_ok=True)
     shutil.rmtree(path / _CURVES, ignore_errors=True)
     remove_memories(path)
-    for run in path.glob("*/seed-*"):
-        if is_run(run):
-            remove_run(run)
-            with suppress(OSError):  # not empty
-                run.rmdir()
-                run.parent.rmdir()
     (path / RECIPE).unlink(missing_ok=True)  # last: until then the folder is known as a run
 
 
