@@ -61,6 +61,7 @@ from eyeline.files import amount, read_json, write_atomically, write_json
 from eyeline.layers import evaluation_mode, probe_output
 from eyeline.memory import Memory, SharedTeacher, target_names, weights_hash
 from eyeline.objective import method_name, resolve_method
+from eyeline.randomness import draws_apart
 from eyeline.report.page import write_page
 from eyeline.settings import Settings
 
@@ -87,7 +88,7 @@ def train(
         out, "train", [_shown(recipe["model"]), data.name, f"seed-{settings.seed}"], resume, overwrite
     )
     network = _seeded(
-        settings.seed,
+        settings,
         lambda: _network(recipe["model"], data, settings, recipe["pretrained"], recipe["weights"]),
     )
     folder = _folder(path, "train", settings, recipe, resume, overwrite, _inputs(data))
@@ -103,7 +104,7 @@ def distill(
     path = _out(out, "distill", parts, resume, overwrite)
     teacher = _teacher(recipe["teacher"], data, recipe["teacher_weights"])
     student = _seeded(
-        settings.seed, lambda: _network(recipe["student"], data, settings, False, recipe["student_weights"])
+        settings, lambda: _network(recipe["student"], data, settings, False, recipe["student_weights"])
     )
     # every mistake shows before a folder is made
     with _check(student, teacher, method, recipe["layers"], data, settings) as distiller:
@@ -185,7 +186,7 @@ def study(
                 "distill",
                 folder,
                 student,
-                _seeded(seeded.seed, make),
+                _seeded(seeded, make),
                 teacher,
                 data,
                 arguments["method"],
@@ -488,7 +489,7 @@ def _run(
         if data.skipped:
             _say(_left_out(data.skipped))
         # a loss's learnable parts depend on the seed alone, as the student does
-        with _seeded(settings.seed, lambda: Distiller(student, network, method, layers, shape)) as distiller:
+        with _seeded(settings, lambda: Distiller(student, network, method, layers, shape)) as distiller:
             device = fit(distiller, data, settings, folder, memory=memory, label=label)
         if is_main_process():
             _finish(
@@ -604,10 +605,9 @@ def _evaluation_view(data: ImageData, settings: Settings) -> Preprocess:
     )
 
 
-def _seeded(seed: int, make: Callable[[], _Module]) -> _Module:
+def _seeded(settings: Settings, make: Callable[[], _Module]) -> _Module:
     """A network whose initial weights depend on the seed alone."""
-    with torch.random.fork_rng():
-        torch.manual_seed(mix(seed, 0x696E6974) >> 1)
+    with draws_apart(Device.of(settings).torch_device, seed=mix(settings.seed, 0x696E6974) >> 1):
         return make()
 
 
@@ -735,7 +735,7 @@ def _check(
 
     def make(network: nn.Module) -> Distiller:
         # seeded, as in the run itself
-        return _seeded(settings.seed, lambda: Distiller(network, teacher.network, method, layers, shape))
+        return _seeded(settings, lambda: Distiller(network, teacher.network, method, layers, shape))
 
     with make(copy.deepcopy(student)) as trial:
         _try_step(trial, shape, len(data.classes))
@@ -854,8 +854,7 @@ def _try_step(distiller: Distiller, shape: tuple[int, int, int], classes: int) -
         distiller.teacher.to(device)
     distiller.objective.to(device)
     try:
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
+        with draws_apart(device, seed=0):
             images, labels = torch.randn(4, *shape), torch.arange(4) % classes
             terms = distiller.train()(images.to(device), labels.to(device))
             parameters = distiller.trainable_parameters()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from eyeline.errors import InputError, unknown
+from eyeline.randomness import draws_apart
 
 PROBE_SIZES = (224, 32, 64, 28, 96, 299)
 
@@ -534,13 +535,11 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
         for name, buffer in module._buffers.items()
         if buffer is not None
     ]
-    devices = {
-        t.device for t in [*model.parameters(), *(b for _, _, b, _ in buffers)] if t.device.type == "cuda"
-    }
+    devices = {t.device for t in [*model.parameters(), *(b for _, _, b, _ in buffers)]}
     try:
         with (
             evaluation_mode(model),
-            torch.random.fork_rng(list(devices)),
+            draws_apart(*devices),
             torch.inference_mode(False),
             torch.no_grad(),
             torch.compiler.set_stance("force_eager"),

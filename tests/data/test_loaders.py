@@ -5,11 +5,21 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from eyeline.data.loaders import Batch, TrainingStream, evaluation_batches
 from eyeline.data.sources import FileSplit, MemorySplit
-from eyeline.data.views import CropFlip, Normalization, Preprocess, SeededTransform, train_transform
+from eyeline.data.views import (
+    CropFlip,
+    Normalization,
+    Preprocess,
+    SeededTransform,
+    epoch_order,
+    train_transform,
+)
 from eyeline.errors import InputError
 from tiny import tiny_split
 
@@ -43,6 +53,31 @@ def test_every_image_once_an_epoch_in_equal_batches(size: int, batch_size: int) 
         assert max(lengths) - min(lengths) <= 1
         for batch in batches:
             assert torch.equal(batch.labels, ours.split.labels[batch.indices])
+
+
+@given(st.integers(1, 300), st.integers(1, 120), st.integers(0, 2**31))
+def test_the_batches_divide_the_order_as_tensor_split_does(size: int, batch_size: int, where: int) -> None:
+    ours = stream(tiny_split(size, 0, side=10), batch_size=batch_size, augmentation="none", seed=3)
+    epoch, position = divmod(where % (3 * ours.steps_per_epoch), ours.steps_per_epoch)
+    expected = epoch_order(3, epoch, size).tensor_split(ours.steps_per_epoch)[position]
+    view, indices = ours.indices(epoch * ours.steps_per_epoch + position)
+    assert view == epoch
+    assert torch.equal(indices, expected)
+
+
+def test_a_step_makes_no_slices_for_the_others() -> None:
+    class Counting(TorchDispatchMode):
+        operations = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.operations += 1
+            return func(*args, **(kwargs or {}))
+
+    ours = stream(tiny_split(400, 0), batch_size=2)
+    ours.indices(0)  # the order of the epoch is made once
+    with Counting() as counted:
+        ours.indices(150)
+    assert counted.operations <= 4
 
 
 def test_a_batch_is_the_normalised_view_of_its_images() -> None:

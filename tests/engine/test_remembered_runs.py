@@ -583,7 +583,7 @@ def test_a_study_asks_the_teacher_once_a_view(tmp_path: Path) -> None:
 
     # each run is the one that a command of its own makes with this memory
     alone = eyeline.distill(
-        eyeline.jobs._seeded(1, TinyNet),  # type: ignore[attr-defined]
+        eyeline.jobs._seeded(Settings(seed=1), TinyNet),  # type: ignore[attr-defined]
         teacher,
         tiny_data(),
         str(tmp_path / "alone"),

@@ -392,9 +392,7 @@ def test_training_runs_the_very_code_that_was_compiled_before(
     assert len({row["loss"] for row in rows(tmp_path)}) == 2
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"accelerator": "cudaa"}, {"accelerator": "tpu"}, {"devices": 0}, {"devices": "x"}]
-)
+@pytest.mark.parametrize("wrong", [{"accelerator": "cudaa"}, {"accelerator": "tpu"}])
 def test_hardware_that_is_not_there(wrong: dict[str, Any]) -> None:
     settings = Settings.of(**{**SETTINGS, **wrong})
     with pytest.raises(InputError, match="cannot use accelerator="):
@@ -409,7 +407,7 @@ def test_augmentation_for_files_only() -> None:
 
 def test_initial_weights_depend_on_the_seed_alone() -> None:
     def weights(seed: int) -> torch.Tensor:
-        return jobs._seeded(seed, lambda: torch.nn.Linear(5, 5)).weight
+        return jobs._seeded(Settings(seed=seed), lambda: torch.nn.Linear(5, 5)).weight
 
     torch.manual_seed(1)
     first = weights(3)

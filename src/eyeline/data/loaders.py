@@ -89,7 +89,11 @@ class TrainingStream:
         epoch, position = divmod(step, self.steps_per_epoch)
         order = epoch_order(self.seed, epoch, len(self.split))
         view = epoch % self.views if self.views else epoch
-        return view, order.tensor_split(self.steps_per_epoch)[position][self.rank :: self.world]
+        # the first `larger` batches have one image more: tensor_split, without making every slice to use one
+        size, larger = divmod(len(self.split), self.steps_per_epoch)
+        first = position * size + min(position, larger)
+        batch = order[first : first + size + (position < larger)]
+        return view, batch[self.rank :: self.world]
 
     def of_view(self, view: int) -> Iterator[Batch]:
         """Every sample once, in one view: the batches of that epoch of a run whose seed is ``view_seed``.
@@ -140,7 +144,7 @@ def evaluation_batches(
             yield Batch(normalization(images), split.labels[indices].to(device), indices.to(device))
         return
     files = _Files(split, SeededTransform(train_transform("none", size)), 0)
-    steps = [[(0, int(i)) for i in indices] for indices in chunks]
+    steps = [[(0, i) for i in indices.tolist()] for indices in chunks]
     for images, indices in _loader(files, steps, workers, device):
         images = images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
         yield Batch(normalization(images), split.labels[indices].to(device), indices.to(device))
@@ -169,7 +173,7 @@ class _Steps:
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for step in range(self.start, self.stop):
             view, indices = self.stream.indices(step)
-            yield [(view, int(i)) for i in indices]
+            yield [(view, i) for i in indices.tolist()]
 
 
 def _loader(
@@ -182,6 +186,7 @@ def _loader(
         num_workers=workers,
         pin_memory=device.type == "cuda",
         worker_init_fn=_ignore_interrupt,
+        generator=torch.Generator(),  # or it would draw its workers' seeds from the caller's
     )
 
 

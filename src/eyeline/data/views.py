@@ -20,6 +20,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from eyeline.errors import InputError
+from eyeline.randomness import draws_apart
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -148,8 +149,7 @@ class SeededTransform:
 
     def __call__(self, image: Image.Image, seed: int, epoch: int, index: int) -> Tensor:
         """One view of one image."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(mix(seed, epoch, index) >> 1)
+        with draws_apart(seed=mix(seed, epoch, index) >> 1):
             return self.transform(image)
 
 

@@ -37,6 +37,7 @@ from eyeline.errors import Diverged, InputError, TrainingStopped
 from eyeline.evaluate import evaluate
 from eyeline.losses import Target
 from eyeline.memory import Encoded, Memory, SharedTeacher, target_names
+from eyeline.randomness import draws_apart, seed_draws
 from eyeline.settings import Settings
 
 console = Console(stderr=True)
@@ -170,7 +171,10 @@ def fit(
     device = Device.of(settings, TensorBoardLogger(folder.path, name="", version="tensorboard"))
     device.fabric.launch()
     try:
-        with restored(distiller.student, distiller.teacher, distiller.objective):
+        with (
+            draws_apart(device.torch_device),
+            restored(distiller.student, distiller.teacher, distiller.objective),
+        ):
             _fit(distiller, data, settings, folder, memory, label, device)
     except BaseException:
         _end_other_processes(device.fabric)
@@ -350,7 +354,7 @@ def _fit(
             for group in optimizer.param_groups:
                 group["lr"] = peak * learning_rate_factor(settings, step, steps_per_epoch)
             # dropout and the like draw from a seed of the step, not from a state that a checkpoint would need
-            torch.manual_seed(mix(settings.seed, step, fabric.global_rank) >> 1)
+            seed_draws(mix(settings.seed, step, fabric.global_rank) >> 1, fabric.device)
             loss, values = module(batch.images, batch.labels)
             fabric.backward(loss)
             optimizer.step()
