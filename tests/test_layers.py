@@ -179,6 +179,153 @@ def test_inside_of_a_block_at_another_resolution_is_not_taken() -> None:
     assert list(found(Net())) == ["two", "three"]
 
 
+# --- which axis holds the channels ----------------------------------------------------------------------
+
+
+class Turned(nn.Module):
+    """What a module answers, with its axes in another order."""
+
+    def __init__(self, module: nn.Module, *order: int) -> None:
+        super().__init__()
+        self.inner = module
+        self.order = order
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x).permute(*self.order)
+
+
+class ChannelsLast(nn.Module):
+    """Two convolutions, the first of which answers ``[N, H, W, C]``; the head may bind the image's size."""
+
+    def __init__(self, channels: int, one_size: bool, side: int = 16) -> None:
+        super().__init__()
+        self.low = Turned(nn.Conv2d(3, channels, 3, padding=1), 0, 2, 3, 1)
+        self.high = nn.Conv2d(channels, 4, 3, 2, 1)
+        self.head = nn.LazyLinear(5) if one_size else nn.Linear(4, 5)
+        self(torch.zeros(1, 3, side, side))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.high(self.low(x).permute(0, 3, 1, 2))
+        return self.head(x.flatten(1) if self.head.in_features != 4 else x.mean((2, 3)))
+
+
+def small_swin(library: str) -> nn.Module:
+    if library == "timm":  # takes images of one size only
+        return timm.create_model(
+            "swin_tiny_patch4_window7_224", img_size=56, embed_dim=24, depths=(1, 1, 2), num_heads=(1, 2, 2)
+        )
+    return torchvision.models.SwinTransformer([4, 4], 24, [1, 2, 2], [2, 4, 4], [4, 4])
+
+
+@pytest.mark.parametrize("one_size", [False, True])
+@pytest.mark.parametrize("channels", [4, 16])
+def test_a_layer_with_its_channels_last_is_refused(channels: int, one_size: bool) -> None:
+    """Also where C == H == W, and in a network that takes images of one size only."""
+    net, shape = ChannelsLast(channels, one_size), (3, 16, 16)
+    with pytest.raises(InputError) as error:
+        named_layers(net, ["high", "low"], shape)
+    assert str(error.value) == (
+        f"layer 'low' of ChannelsLast answers a tensor of shape [N, 16, 16, {channels}], with the channels "
+        "behind the positions as in [N, H, W, C]; expected [N, C, H, W]; the nearest layer of that kind is "
+        "'low.inner'"
+    )
+    assert named_layers(net, ["low.inner"], shape)[0].shape == (channels, 16, 16)
+    assert found(net, shape) == {"high": (4, 8, 8)}
+
+
+@pytest.mark.parametrize(
+    ("library", "name", "near"),
+    [
+        ("timm", "layers.1", "patch_embed.proj"),
+        ("timm", "layers.2.blocks.1", "patch_embed.proj"),
+        ("timm", "norm", "patch_embed.proj"),
+        ("torchvision", "features.1", "features.0.0"),
+        ("torchvision", "features.3.0.mlp", "features.0.0"),
+        ("torchvision", "norm", "permute"),
+    ],
+)
+def test_swin_is_refused(library: str, name: str, near: str) -> None:
+    model = small_swin(library)
+    shape = (3, 56, 56) if library == "timm" else (3, 32, 32)
+    with pytest.raises(InputError, match=rf"{name}' .* as in \[N, H, W, C\]; .* nearest .* is '{near}'"):
+        named_layers(model, [name], shape)
+    assert named_layers(model, [near], shape)
+
+
+def test_a_map_of_one_position_with_its_channels_last_is_refused() -> None:
+    with pytest.raises(InputError, match=r"\[N, 1, 1, 96\], with the channels behind the positions"):
+        named_layers(small_swin("torchvision"), ["features.5"], (3, 16, 16))
+
+
+@pytest.mark.parametrize("side", [32, 64])
+def test_layers_within_convnext(side: int) -> None:
+    """Its blocks answer ``[N, C, H, W]``, and turn the axes within."""
+    model = torchvision.models.ConvNeXt([torchvision.models.convnext.CNBlockConfig(8, None, 2)])
+    for name, near in (
+        ("features.1.0.block.2", "features.1.0.block"),
+        ("features.1.1.block.3", "features.1.1.block"),
+    ):
+        with pytest.raises(InputError, match=rf"as in \[N, H, W, C\]; .* is '{near}'"):
+            named_layers(model, [name], (3, side, side))
+        assert named_layers(model, [near], (3, side, side))
+
+
+def test_windows_in_the_place_of_images_are_refused() -> None:
+    class Windows(Plain):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stage1(self.conv(x)).unflatten(2, (4, -1)).unflatten(4, (4, -1))
+            return self.stage2(x.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)).mean((2, 3)).view(-1, 16 * 6)
+
+    with pytest.raises(InputError, match=r"answers a tensor of shape \[16 N, 6, 2, 2\]; expected one tensor"):
+        named_layers(Windows(), ["stage2"], (3, 16, 16))
+
+
+def test_a_network_with_its_channels_last_is_not_read_where_they_are_as_many_as_the_rows() -> None:
+    with pytest.raises(InputError, match="no layer of MambaOut answers a feature map"):
+        find_layers(timm.create_model("mambaout_femto", depths=(1, 1, 1, 1)), (3, 192, 192))  # 48 of 48x48
+
+
+class Everywhere(nn.Module):
+    """Every value that it answers depends on all positions alike."""
+
+    def __init__(self, channels: int, height: int, width: int) -> None:
+        super().__init__()
+        self.mix = nn.Linear(channels * height * width, channels * height * width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mix(x.flatten(1)).view_as(x)
+
+
+class SqueezeExcitation(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gate = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gate(x.mean((2, 3), keepdim=True)).sigmoid()
+
+
+@pytest.mark.parametrize(
+    ("channels", "height", "width"),
+    [(8, 8, 8), (2, 8, 8), (32, 8, 8), (8, 8, 4), (8, 2, 8), (16, 2, 2), (4, 16, 2), (1, 2, 16), (1, 1, 8)],
+)
+@pytest.mark.parametrize("one_size", [False, True])
+def test_no_layer_with_its_channels_in_front_is_refused(
+    channels: int, height: int, width: int, one_size: bool
+) -> None:
+    """C equal to H or W, more or fewer, few positions, global operations, pooling to one size."""
+    for seed in range(5):
+        torch.manual_seed(seed)
+        net = nn.Sequential(
+            nn.Conv2d(3, channels, 3, padding=1), nn.ReLU(), SqueezeExcitation(channels),
+            nn.Conv2d(channels, channels, (2 * height - 1, 2 * width - 1), padding="same"),  # of all
+            Everywhere(channels, height, width) if one_size else nn.Identity(), nn.BatchNorm2d(channels),
+            nn.AdaptiveAvgPool2d((5, 3)), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 5),
+        )  # fmt: skip
+        names = [*map(str, range(8)), "2.gate"]
+        assert len(named_layers(net, names, (3, height, width))) == len(names)
+
+
 # --- looking changes nothing (METHODS, pitfall 6) -------------------------------------------------------
 
 

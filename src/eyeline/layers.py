@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -64,10 +64,7 @@ def find_layers(model: nn.Module, input_shape: tuple[int, int, int] | None = Non
     listed = _timm_layers(model)
     spatial = [c for c in calls if c.shape is not None and c.shape[1] * c.shape[2] > 1 and c.convolutions > 1]
     if listed:
-        # a network that keeps its channels last, [N, H, W, C], is not read as if they came first
-        spatial = [
-            c for c in spatial if c.name in listed and c.shape and listed[c.name] in (None, c.shape[0])
-        ]
+        spatial = [c for c in spatial if c.name in listed]
     else:
         blocks = {c.name: c for c in calls if type(c.module) is not nn.Sequential}
         spatial = [
@@ -76,6 +73,8 @@ def find_layers(model: nn.Module, input_shape: tuple[int, int, int] | None = Non
             if not isinstance(c.module, nn.LayerNorm) and not _inside_another_resolution(c, blocks)
         ]
     spatial = [c for c in spatial if c.name.partition(".")[0] != "stem"] or spatial
+    in_front = _channels_in_front(model, spatial)
+    spatial = [c for c in spatial if in_front.get(c.name, True)]
     last = {c.shape[1:]: c for c in spatial if c.shape}
     found = sorted(last.values(), key=lambda c: c.order)
     if not found:
@@ -92,7 +91,8 @@ def named_layers(
     """Check layers named by their module paths.
 
     Raises:
-        InputError: a layer does not exist, does not run, or does not answer a 4-D tensor.
+        InputError: a layer does not exist, does not run, does not answer a 4-D tensor, or has its channels
+            behind the positions.
     """
     if not names:
         return ()
@@ -117,7 +117,79 @@ def named_layers(
                 f"layer {name!r} of {type(model).__name__} answers {calls[name].shown}; "
                 "expected one tensor [N, C, H, W]"
             )
+    in_front = _channels_in_front(model, [calls[name] for name in names])
+    for name in names:
+        if not in_front.get(name, True):
+            raise InputError(
+                f"layer {name!r} of {type(model).__name__} answers {calls[name].shown}, with the channels "
+                "behind the positions as in [N, H, W, C]; expected [N, C, H, W]"
+                + _nearest(model, calls, name)
+            )
     return tuple(calls[name].layer() for name in names)
+
+
+def _nearest(model: nn.Module, calls: Mapping[str, _Call], name: str) -> str:
+    """The hint at what answers ``[N, C, H, W]``: a block around the named layer, or what runs next to it."""
+    maps = [c for c in calls.values() if c.name and c.shape and c.shape[1] * c.shape[2] > 1]
+    in_front = _channels_in_front(model, maps)
+    near = min(
+        (c for c in maps if in_front.get(c.name)),
+        key=lambda c: (not name.startswith(f"{c.name}."), abs(c.order - calls[name].order)),
+        default=None,
+    )
+    return f"; the nearest layer of that kind is {near.name!r}" if near else "; the network has no such layer"
+
+
+def _channels_in_front(model: nn.Module, calls: Sequence[_Call]) -> dict[str, bool]:
+    """Whether the calls' answers ``[N, a, b, c]`` are ``[N, C, H, W]``, by name, of those that can be told.
+
+    Told by number: an image of another size has another H and W, and the same C. Where this does not tell, as
+    in a network that takes one size only: what changes with the upper or the lower half of an image shows
+    along b, not along a, and what changes with the left or the right half along c, not along b.
+    """
+    if not calls:
+        return {}
+    image = calls[0].image
+    resized: dict[str, tuple[int, int, int] | None] = {}
+    for height, width in ((image[1] // 2, image[2] // 2), (2 * image[1], 2 * image[2])):
+        with suppress(Exception):  # a network may refuse a shape in any way
+            resized = {c.name: c.shape for c in _run_probe(model, (image[0], height, width))}
+            image = image[0], height, width
+            break
+    told: dict[str, bool] = {}
+    for call in calls:
+        shape, other = call.shape, resized.get(call.name)
+        if shape and other:
+            a, b, c = (one != another for one, another in zip(shape, other, strict=True))
+            if b and c and not a:
+                told[call.name] = True
+            elif not c and (a or shape[:2] == (1, 1) != shape[1:]):
+                told[call.name] = False
+    untold = {c.name for c in calls} - set(told)
+    if untold:
+        with suppress(Exception):
+            for call in _run_probe(model, image, noise=True, halves=True):
+                if call.name in untold and call.seen is not None and len(call.seen) == 8:
+                    rows, columns = _shown_by_halves(call.seen)
+                    if min(rows, columns) > 0.5 or max(rows, columns) < -0.5:
+                        told[call.name] = rows > 0
+    return told
+
+
+def _shown_by_halves(answers: Tensor) -> tuple[float, float]:
+    """How much more top and bottom show along b than along a, and left and right along c than along b.
+
+    In [-1, 1], of the answers ``[8, a, b, c]`` to the probe by halves.
+    """
+    one, other, top, left = answers.float().unflatten(0, (4, 2))
+
+    def apart(mixed: Tensor, axis: int) -> float:
+        """How far the changes by the two halves lie apart along an axis, in [0, 1]."""
+        rest = [i for i in range(4) if i != axis]
+        by_halves = [(mixed - whole).abs().sum(rest) for whole in (one, other)]
+        return float(torch.sub(*(change / change.sum() for change in by_halves)).abs().sum() / 2)
+
+    return apart(top, 2) - apart(top, 1), apart(left, 3) - apart(left, 2)
 
 
 def pair_layers(student: Sequence[Layer], teacher: Sequence[Layer]) -> list[tuple[Layer, Layer]]:
@@ -320,6 +392,8 @@ class _Call:
     output: Any
     version: int
     convolutions: int
+    image: tuple[int, int, int]
+    """(C, H, W) of the image that was shown."""
     overwritten: bool = False
     activated: bool = False
     """The output is that of an activation, a module's or a function's."""
@@ -332,25 +406,21 @@ class _Call:
     """With noise: a copy of the output, as it was before any later operation in place."""
 
     @property
-    def image(self) -> tuple[int, int, int]:
-        assert self.given is not None
-        return self.given.shape[1], self.given.shape[2], self.given.shape[3]
-
-    @property
     def least(self) -> float:
         assert self.seen is not None
         return float(self.seen.min())
 
     @property
     def shape(self) -> tuple[int, int, int] | None:
-        if isinstance(self.output, Tensor) and self.output.ndim == 4:
+        if isinstance(self.output, Tensor) and self.output.ndim == 4 and len(self.output) == 1:
             return self.output.shape[1], self.output.shape[2], self.output.shape[3]
         return None
 
     @property
     def shown(self) -> str:
         if isinstance(self.output, Tensor):
-            return f"a tensor of shape {['N', *self.output.shape[1:]]}".replace("'", "")
+            images = ["N" if n == 1 else f"{n} N" for n in self.output.shape[:1]]
+            return f"a tensor of shape {[*images, *self.output.shape[1:]]}".replace("'", "")
         return f"a {type(self.output).__name__}"
 
     def layer(self) -> Layer:
@@ -436,7 +506,10 @@ def _probe(model: nn.Module, input_shape: tuple[int, int, int] | None, noise: bo
     ) from failure
 
 
-def _run_probe(model: nn.Module, shape: tuple[int, int, int], noise: bool = False) -> list[_Call]:
+def _run_probe(
+    model: nn.Module, shape: tuple[int, int, int], noise: bool = False, halves: bool = False
+) -> list[_Call]:
+    """``halves``: on two images, two others, and the two with the upper, then the left halves of those."""
     calls: dict[str, _Call] = {}
     watch = _FunctionWatch()
     overwritten_in_training: set[int] = set()
@@ -445,7 +518,7 @@ def _run_probe(model: nn.Module, shape: tuple[int, int, int], noise: bool = Fals
         def record(module: nn.Module, args: Any, output: Any) -> None:
             version = output._version if isinstance(output, Tensor) else 0
             calls.pop(name, None)  # a module used twice counts where it runs last
-            call = calls[name] = _Call(name, module, len(calls), output, version, watch.convolutions)
+            call = calls[name] = _Call(name, module, len(calls), output, version, watch.convolutions, shape)
             if noise:
                 call.activated = any(t is output and v == version for t, v in watch.activated)
                 call.argument, call.argument_version, call.given = given.get(name, (None, 0, None))
@@ -472,8 +545,15 @@ def _run_probe(model: nn.Module, shape: tuple[int, int, int], noise: bool = Fals
                 handles.append(module.register_forward_pre_hook(functools.partial(keep_given, name)))
         try:
             reference = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
-            image = torch.zeros(1, *shape, device=reference.device, dtype=reference.dtype)
-            model(image.normal_(generator=torch.Generator(image.device).manual_seed(0)) if noise else image)
+            images = torch.zeros(8 if halves else 1, *shape, device=reference.device, dtype=reference.dtype)
+            if noise:
+                images.normal_(generator=torch.Generator(images.device).manual_seed(0))
+            if halves:
+                one, other, top, left = images.unflatten(0, (4, 2))
+                top[:], left[:] = one, one
+                top[:, :, : shape[1] // 2] = other[:, :, : shape[1] // 2]
+                left[..., : shape[2] // 2] = other[..., : shape[2] // 2]
+            model(images)
         finally:
             for handle in handles:
                 handle.remove()
