@@ -24,8 +24,8 @@ from torchvision.datasets import FashionMNIST
 from eyeline import models
 from eyeline.api import Run
 from eyeline.attention import Reduce, attention_map
-from eyeline.data.sources import FileSplit, ImageData, load_data
-from eyeline.data.views import CENTRAL, Preprocess, mix
+from eyeline.data.sources import ImageData, Loading, list_data
+from eyeline.data.views import CENTRAL, Preprocess, mix, shorter_side
 from eyeline.distiller import Distiller
 from eyeline.engine.processes import how_many, run_apart
 from eyeline.engine.run import (
@@ -59,7 +59,7 @@ from eyeline.evaluate import attention_loss, evaluate
 from eyeline.evaluate.statistics import paired_difference, summary
 from eyeline.files import amount, read_json, write_atomically, write_json
 from eyeline.layers import evaluation_mode, probe_output
-from eyeline.memory import Memory, SharedTeacher, target_names, weights_hash
+from eyeline.memory import Memory, SharedTeacher, check_folder, target_names, weights_hash
 from eyeline.objective import method_name, resolve_method
 from eyeline.randomness import draws_apart
 from eyeline.report.page import write_page
@@ -83,15 +83,16 @@ def train(
 ) -> Run:
     if settings.memory is not None:
         raise InputError("memory is for what a teacher answers; train has no teacher")
-    data = _data(recipe["data"], settings)
-    path = _out(
-        out, "train", [_shown(recipe["model"]), data.name, f"seed-{settings.seed}"], resume, overwrite
-    )
+    listed, load_images = _data(recipe["data"], settings)
+    parts = [_shown(recipe["model"]), listed.name, f"seed-{settings.seed}"]
+    path = _out(out, "train", parts, resume, overwrite, recipe["model"])
     network = _seeded(
         settings,
-        lambda: _network(recipe["model"], data, settings, recipe["pretrained"], recipe["weights"]),
+        lambda: _network(recipe["model"], listed, settings, recipe["pretrained"], recipe["weights"]),
     )
+    data = load_images() if settings.skip_bad_images else listed  # those that are left
     folder = _folder(path, "train", settings, recipe, resume, overwrite, _inputs(data))
+    data = load_images()
     return _run("train", folder, recipe["model"], network, None, data, BASELINE, "auto", settings)
 
 
@@ -99,18 +100,22 @@ def distill(
     recipe: dict[str, Any], settings: Settings, *, out: str | None, resume: bool, overwrite: bool
 ) -> Run:
     method = resolve_method(recipe["method"])
-    data = _data(recipe["data"], settings)
-    parts = [_shown(recipe["student"]), method_name(method), data.name, f"seed-{settings.seed}"]
-    path = _out(out, "distill", parts, resume, overwrite)
-    teacher = _teacher(recipe["teacher"], data, recipe["teacher_weights"])
+    listed, load_images = _data(recipe["data"], settings)
+    parts = [_shown(recipe["student"]), method_name(method), listed.name, f"seed-{settings.seed}"]
+    path = _out(out, "distill", parts, resume, overwrite, recipe["student"], recipe["teacher"])
+    _check_memory(settings, path, overwrite)
+    teacher = _teacher(recipe["teacher"], listed, recipe["teacher_weights"])
     student = _seeded(
-        settings, lambda: _network(recipe["student"], data, settings, False, recipe["student_weights"])
+        settings, lambda: _network(recipe["student"], listed, settings, False, recipe["student_weights"])
     )
-    # every mistake shows before a folder is made
-    with _check(student, teacher, method, recipe["layers"], data, settings) as distiller:
+    # every mistake shows before images are decoded, and before a folder is made
+    with _check(student, teacher, method, recipe["layers"], listed, settings) as distiller:
+        data = load_images() if settings.skip_bad_images else listed  # those that are left
         memory, settings = _memory([distiller], data, settings, path, overwrite)
     recipe = {**recipe, "method": method}
     folder = _folder(path, "distill", settings, recipe, resume, overwrite, _inputs(data, teacher))
+    data = load_images()
+    _tell_of_another_division(recipe["teacher"], data)
     return _run(
         "distill",
         folder,
@@ -136,28 +141,31 @@ def study(
         )
     parallel = recipe["parallel"]
     _check_parallel(parallel, recipe, settings)
-    data = _data(recipe["data"], settings)
-    student = recipe["student"]
-    path = _out(out, "study", [_shown(student), data.name], resume, overwrite)
-    teacher = _teacher(recipe["teacher"], data, recipe["teacher_weights"])
-    make = functools.partial(_network, student, data, settings)
-    example = make()
     if len({_file_name(name).casefold() for name in methods}) < len(methods):
         raise InputError(
             f"methods {list(methods)} have names that make one folder; expected names that differ"
         )
-    _keep(path, overwrite, student, recipe["teacher"])
+    listed, load_images = _data(recipe["data"], settings)
+    student = recipe["student"]
+    path = _out(out, "study", [_shown(student), listed.name], resume, overwrite, student, recipe["teacher"])
+    _check_memory(settings, path, overwrite)
+    teacher = _teacher(recipe["teacher"], listed, recipe["teacher_weights"])
+    make = functools.partial(_network, student, listed, settings)
+    example = make()
     with ExitStack() as claim:
         with ExitStack() as stack:
             distillers = [
-                stack.enter_context(_check(example, teacher, method, recipe["layers"], data, settings))
+                stack.enter_context(_check(example, teacher, method, recipe["layers"], listed, settings))
                 for method in methods.values()
             ]
+            data = load_images() if settings.skip_bad_images else listed
             memory, settings = _memory(distillers, data, settings, path, overwrite)
             recipe = {**recipe, "methods": methods, "seeds": seeds}
             inputs = _inputs(data, teacher)
             complete = _complete("study", recipe, settings)
             record = RunFolder(path, complete, resume=resume, overwrite=overwrite, inputs=inputs)
+            data = load_images()
+            _tell_of_another_division(recipe["teacher"], data)
             claim.enter_context(record.claimed())
             done = all((path / _file_name(n) / f"seed-{s}" / RESULT).exists() for n in methods for s in seeds)
             if done:
@@ -327,20 +335,24 @@ def _train_apart(parallel: int | None, plan: Sequence[_Planned], example: nn.Mod
 
 def remember(recipe: dict[str, Any], settings: Settings) -> Path:
     methods = _methods(recipe["methods"])
-    data = _data(recipe["data"], settings)
-    teacher = _teacher(recipe["teacher"], data, recipe["teacher_weights"])
-    example = _network(recipe["student"], data, settings)
+    listed, load_images = _data(recipe["data"], settings)
+    _check_memory(settings)
+    teacher = _teacher(recipe["teacher"], listed, recipe["teacher_weights"])
+    example = _network(recipe["student"], listed, settings)
     with ExitStack() as stack:
         distillers = [
-            stack.enter_context(_check(example, teacher, method, recipe["layers"], data, settings))
+            stack.enter_context(_check(example, teacher, method, recipe["layers"], listed, settings))
             for method in methods.values()
         ]
+        data = load_images() if settings.skip_bad_images else listed
         memory, settings = _memory(distillers, data, settings)
         if memory is None:
             raise InputError(
                 f"methods {list(methods)} need nothing of a teacher that could be remembered; "
                 "expected some as 'at+kd'"
             )
+        data = load_images()
+        _tell_of_another_division(recipe["teacher"], data)
         fill(memory, distillers, data, settings)
     if memory.stuck:
         raise TrainingStopped(f"the memory {memory.folder} is not complete; the same command goes on")
@@ -614,20 +626,26 @@ def _seeded(settings: Settings, make: Callable[[], _Module]) -> _Module:
 # --- what was named -----------------------------------------------------------------------------------------
 
 
-def _data(given: Any, settings: Settings) -> ImageData:
-    """The data; and settings that cannot work with it, or on this machine, are refused."""
+def _data(given: Any, settings: Settings) -> tuple[ImageData, Loading]:
+    """The data as listed, and what loads it; what cannot work with it, or on this machine, is refused."""
     Device.of(settings)
-    data = load_data(
+    listed, load = list_data(
         given,
         settings,
         say=_say,
         progress=lambda total: show_progress(settings, total, 0, "packing", shown=is_main_process()),
     )
-    augmentation(data, settings)
-    if data.size is None:
-        sizes = ", ".join(f"{len(split):,} {name}" for name, split in data.splits.items())
-        _say(f"{data.name}: {sizes} images of {len(data.classes)} classes")
-    return data
+    augmentation(listed, settings)
+
+    @functools.cache
+    def loaded() -> ImageData:
+        data = load()
+        if data.size is None:
+            sizes = ", ".join(f"{len(split):,} {name}" for name, split in data.splits.items())
+            _say(f"{data.name}: {sizes} images of {len(data.classes)} classes")
+        return data
+
+    return listed, loaded
 
 
 def _network(
@@ -674,14 +692,6 @@ def _teacher(given: Any, data: ImageData, weights: str | None) -> _Teacher:
         network = given
     elif isinstance(given, str) and _is_run(given):
         network = load(Path(given).expanduser())
-        theirs = read_json(Path(given).expanduser() / MODEL, "a run").get("data", {})
-        others = [name for name, hash_ in _held_out(data).items() if theirs.get(name, hash_) != hash_]
-        if others and theirs.get("name") == data.name:
-            _say(
-                f"teacher {given} was trained beside other {' and '.join(others)} images of {data.name} (of "
-                "another split_seed, or before files came or went); it may have seen some of these, and its "
-                "figures be too high: train it again, or keep test images in a folder of their own"
-            )
     elif isinstance(given, str) and weights is not None:
         network = models.create_model(given, len(data.classes), data.channels, weights=weights)
     elif isinstance(given, str):
@@ -699,6 +709,20 @@ def _teacher(given: Any, data: ImageData, weights: str | None) -> _Teacher:
             f"teacher {_shown(given)} names its classes otherwise than {data.name}; they are paired in order"
         )
     return _Teacher(_shown(given), network.eval().requires_grad_(False))
+
+
+def _tell_of_another_division(teacher: Any, data: ImageData) -> None:
+    """Say of a teacher that it may have been trained on images that are held out here."""
+    if not (isinstance(teacher, str) and _is_run(teacher)):
+        return
+    theirs = read_json(Path(teacher).expanduser() / MODEL, "a run").get("data", {})
+    others = [name for name, hash_ in _held_out(data).items() if theirs.get(name, hash_) != hash_]
+    if others and theirs.get("name") == data.name:
+        _say(
+            f"teacher {teacher} was trained beside other {' and '.join(others)} images of {data.name} (of "
+            "another split_seed, or before files came or went); it may have seen some of these, and its "
+            "figures be too high: train it again, or keep test images in a folder of their own"
+        )
 
 
 def _has_no_published_weights(network: nn.Module, name: str) -> bool:
@@ -752,6 +776,20 @@ def _check(
     return distiller
 
 
+def _check_memory(settings: Settings, out: Path | None = None, overwrite: bool = False) -> None:
+    """Refuse a folder that can be no memory, for whatever teacher and data."""
+    if settings.memory is None:
+        return
+    folder = Path(settings.memory).expanduser().resolve()
+    place = out.expanduser().resolve() if out is not None else None
+    if place is not None and (folder == place or folder in place.parents):
+        raise InputError(
+            f"memory {settings.memory} is the folder of the run, or around it; choose one of its own"
+        )
+    if not (overwrite and place == folder.parent):
+        check_folder(Path(settings.memory).expanduser())
+
+
 def _memory(
     distillers: Sequence[Distiller],
     data: ImageData,
@@ -767,15 +805,11 @@ def _memory(
     if settings.memory is None or not distillers:
         return None, settings
     folder = Path(settings.memory).expanduser().resolve()
-    place = out.expanduser().resolve() if out is not None else None
-    if place is not None and (folder == place or folder in place.parents):
-        raise InputError(
-            f"memory {settings.memory} is the folder of the run, or around it; choose one of its own"
-        )
-    anew = overwrite and place == folder.parent  # it goes with the run that is replaced
+    # it goes with the run that is replaced
+    anew = overwrite and out is not None and out.expanduser().resolve() == folder.parent
     device = Device.of(settings)
     shape = _image_shape(data, settings)
-    pixels = data.train.pixels if isinstance(data.train, FileSplit) else None
+    packed = settings.packed is not None or getattr(data.train, "pixels", None) is not None
     network = next(d.teacher for d in distillers if d.teacher is not None)
     device.place(network)
     for name, module in network.named_modules():
@@ -798,7 +832,11 @@ def _memory(
             "precision": "bf16" if device.bf16 else "float32",
             "memory_precision": settings.memory_precision,
             # the other augmentations do not see whether an image was resized before
-            **({"packed": pixels.side} if pixels and augmentation(data, settings) == "resized-crop" else {}),
+            **(
+                {"packed": shorter_side(settings.image_size or 224)}
+                if packed and augmentation(data, settings) == "resized-crop"
+                else {}
+            ),
         },
         len(data.train),
         say=_say,
@@ -977,7 +1015,6 @@ def _folder(
     overwrite: bool,
     inputs: Mapping[str, str],
 ) -> RunFolder:
-    _keep(path, overwrite, *(recipe.get(name) for name in ("model", "student", "teacher")))
     complete = _complete(verb, recipe, settings)
     return RunFolder(path, complete, resume=resume, overwrite=overwrite, inputs=inputs)
 
@@ -989,11 +1026,15 @@ def _inputs(data: ImageData, teacher: _Teacher | None = None) -> dict[str, str]:
     )
 
 
-def _out(out: str | None, verb: str, parts: Sequence[str], resume: bool, overwrite: bool) -> Path:
+def _out(
+    out: str | None, verb: str, parts: Sequence[str], resume: bool, overwrite: bool, *needed: Any
+) -> Path:
+    """The folder of a run; refused where a run is there, or it would replace one that is needed."""
     path = Path(out) if out is not None else Path("runs") / _file_name("-".join([verb, *parts]))
     path = path.expanduser()
     if is_main_process():
-        is_taken(path, resume=resume, overwrite=overwrite)  # refused before any work
+        is_taken(path, resume=resume, overwrite=overwrite)
+    _keep(path, overwrite, *needed)
     return path
 
 

@@ -232,6 +232,25 @@ def _update(digest: Any, name: str, tensor: Tensor) -> None:
 # --- the folder ---------------------------------------------------------------------------------------------
 
 
+def check_folder(folder: Path) -> bool:
+    """Whether a memory is there; there may also be nothing.
+
+    Raises:
+        InputError: there is something else.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"memory {folder} is a file; expected a folder")
+    if is_memory(folder):
+        return True
+    if not folder.is_dir() or all(is_left_over(file) for file in folder.iterdir()):
+        return False
+    if not is_memory(folder):  # another process may have made it meanwhile
+        raise InputError(
+            f"{folder} holds files that are no memory of eyeline; choose another folder with --memory"
+        )
+    return True
+
+
 class Memory:
     """A folder of remembered targets.
 
@@ -266,16 +285,8 @@ class Memory:
     def _check(self) -> bool:
         """Whether the folder is this memory; not so if there is nothing in it."""
         path = self.folder / KEY
-        if self.folder.exists() and not self.folder.is_dir():
-            raise InputError(f"memory {self.folder} is a file; expected a folder")
-        if not is_memory(self.folder):
-            if not self.folder.is_dir() or all(is_left_over(file) for file in self.folder.iterdir()):
-                return False
-            if not is_memory(self.folder):  # another process may have made it meanwhile
-                raise InputError(
-                    f"{self.folder} holds files that are no memory of eyeline; "
-                    "choose another folder with --memory"
-                )
+        if not check_folder(self.folder):
+            return False
         theirs = read_json(path, "the memory of a teacher").get("key", {})
         differing = [
             f"{name} was {_short(theirs.get(name))}, is {_short(self.key.get(name))}"

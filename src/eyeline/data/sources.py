@@ -182,6 +182,9 @@ class ImageData:
         return digest.hexdigest()[:16]
 
 
+Loading = Callable[[], "ImageData"]
+
+
 def load_data(
     data: Any,
     settings: Settings | None = None,
@@ -212,27 +215,36 @@ def load_data(
 
     Raises ``InputError`` for data that is unknown, not there, damaged or not consistent.
     """
-    settings = settings or Settings()
+    return list_data(data, settings or Settings(), say=say, progress=progress)[1]()
+
+
+def list_data(
+    data: Any, settings: Settings, *, say: Callable[[str], None] = print, progress: Progress = silent
+) -> tuple[ImageData, Loading]:
+    """As :func:`load_data`, in two steps: a folder as it is listed, and what then decodes its images.
+
+    Both are the same but for unreadable images that are left out, and packed pixels.
+    """
     named = os.fspath(data) if isinstance(data, str | os.PathLike) else ""
     if settings.packed is not None and not named.startswith("folder:"):
         raise InputError("packed is for data='folder:PATH', whose images are decoded; this data is in memory")
-    if isinstance(data, ImageData):
+    if isinstance(data, str | os.PathLike):
+        check_data(named)
+    if named.startswith("folder:"):
+        return _folder(named, settings, say, progress)
+    if named in _CIFAR:
+        loaded = _cifar(named, settings)
+    elif named:
+        loaded = (_fashion_mnist if named == "fashion_mnist" else _fashion_mnist_sample)(settings)
+    elif isinstance(data, ImageData):
         side = shorter_side(settings.image_size or 224)
         packed = [split.pixels for split in data.splits.values() if isinstance(split, FileSplit)]
         if any(pixels is not None and pixels.side != side for pixels in packed):
             raise InputError(f"{data.name} was packed for another image_size; load it anew with this one")
-        return _with_train_size(data, settings)
-    if not isinstance(data, str | os.PathLike):
-        return _from_objects(data, settings)
-    name = os.fspath(data)
-    check_data(name)
-    if name == "fashion_mnist":
-        return _fashion_mnist(settings)
-    if name == "fashion_mnist_sample":
-        return _fashion_mnist_sample(settings)
-    if name in _CIFAR:
-        return _cifar(name, settings)
-    return _folder(name, settings, say, progress)
+        loaded = _with_train_size(data, settings)
+    else:
+        loaded = _from_objects(data, settings)
+    return loaded, lambda: loaded
 
 
 _Named = tuple[str, Image.Image]
@@ -496,7 +508,9 @@ def _named(
 # --- folders ------------------------------------------------------------------------------------------------
 
 
-def _folder(name: str, settings: Settings, say: Callable[[str], None], progress: Progress) -> ImageData:
+def _folder(
+    name: str, settings: Settings, say: Callable[[str], None], progress: Progress
+) -> tuple[ImageData, Loading]:
     """PATH/{train,val,test}/CLASS/IMAGE, or PATH/CLASS/IMAGE, of which 10 % become the test split."""
     root = Path(name.removeprefix("folder:")).expanduser()
     layout = {"train": ("train",), "validation": ("val", "valid", "validation"), "test": ("test",)}
@@ -523,19 +537,20 @@ def _folder(name: str, settings: Settings, say: Callable[[str], None], progress:
     splits = {split: _scan(folders[0], classes) for split, folders in found.items() if folders}
     splits = splits or {"train": _scan(root, classes)}
 
-    splits, skipped = _readable(splits, root, settings, say, progress)
-    for label, count in enumerate(torch.bincount(splits["train"].labels, minlength=len(classes)).tolist()):
-        if not count:
-            raise InputError(f"no image of {class_folder / classes[label]} can be read")
+    def divided(splits: Mapping[str, FileSplit], skipped: tuple[str, ...] = ()) -> ImageData:
+        counts = torch.bincount(splits["train"].labels, minlength=len(classes))
+        if not counts.all():
+            raise InputError(f"no image of {class_folder / classes[int(counts.argmin())]} can be read")
+        train: Split = splits["train"]
+        test: Split | None = splits.get("test")
+        if not found["train"]:
+            kept, held = held_out(train.labels, max(1, round(HELD_OUT * len(train))), settings.split_seed)
+            train, test = train.subset(kept), train.subset(held)
+        train, validation = _with_validation(train, splits.get("validation"), settings)
+        data = ImageData(name, classes, *_IMAGENET, train, validation, test, 3, None, skipped)
+        return _with_train_size(data, settings)
 
-    train: Split = splits["train"]
-    test: Split | None = splits.get("test")
-    if not found["train"]:
-        kept, held = held_out(train.labels, max(1, round(HELD_OUT * len(train))), settings.split_seed)
-        train, test = train.subset(kept), train.subset(held)
-    train, validation = _with_validation(train, splits.get("validation"), settings)
-    data = ImageData(name, classes, *_IMAGENET, train, validation, test, 3, None, skipped)
-    return _with_train_size(data, settings)
+    return divided(splits), lambda: divided(*_readable(splits, root, settings, say, progress))
 
 
 def _subfolders(folder: Path) -> list[Path]:
