@@ -15,6 +15,7 @@ from eyeline import __version__, api
 from eyeline.errors import InputError, TrainingStopped, unknown
 from eyeline.kinds import as_kind, expected, parse_yaml, takes_list
 from eyeline.names import meant
+from eyeline.ranks import is_main_process
 
 USAGE = """\
 usage: eyeline VERB [options]
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _print(_help(verb))
             return 0
         outcome = verb(**_arguments(verb, given[1:]))
-        if _is_main_process():
+        if is_main_process():
             _show(given[0], outcome)
     except InputError as error:
         return _fail(error, 2)
@@ -72,14 +73,9 @@ def _print(text: str) -> None:
 
 
 def _fail(error: object, status: int) -> int:
-    if _is_main_process():
+    if is_main_process():
         print(f"eyeline: {error}", file=sys.stderr)
     return status
-
-
-def _is_main_process() -> bool:
-    run = sys.modules.get("eyeline.engine.run")  # not loaded: nothing has run, there is one process
-    return run is None or run.is_main_process()
 
 
 def _show(name: str, outcome: Any) -> None:

@@ -37,7 +37,6 @@ from eyeline.engine.run import (
     RunFolder,
     claimed,
     environment,
-    is_main_process,
     is_ours,
     is_run,
     is_taken,
@@ -62,6 +61,7 @@ from eyeline.layers import evaluation_mode, probe_output
 from eyeline.memory import Memory, SharedTeacher, check_folder, target_names, weights_hash
 from eyeline.objective import method_name, resolve_method
 from eyeline.randomness import draws_apart
+from eyeline.ranks import is_main_process
 from eyeline.report.page import write_page
 from eyeline.settings import Settings
 

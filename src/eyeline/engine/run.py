@@ -29,6 +29,7 @@ from eyeline.files import (
     write_text,
 )
 from eyeline.memory import remove_memories
+from eyeline.ranks import is_main_process
 
 RECIPE = "recipe.yaml"
 ENVIRONMENT = "environment.json"
@@ -53,11 +54,6 @@ _FREE = {
     *("parallel", "methods", "seeds"),  # each run of a study has a recipe of its own
     "memory_budget",  # decides the number of views, which the recipe holds
 }
-
-
-def is_main_process() -> bool:
-    """Whether this process writes the run folder; of a run on several devices, one does."""
-    return all(int(os.environ.get(rank, 0)) == 0 for rank in ("LOCAL_RANK", "NODE_RANK", "RANK"))
 
 
 class RunFolder:

@@ -38,6 +38,7 @@ from eyeline.evaluate import evaluate
 from eyeline.losses import Target
 from eyeline.memory import Encoded, Memory, SharedTeacher, target_names
 from eyeline.randomness import draws_apart, seed_draws
+from eyeline.ranks import started
 from eyeline.settings import Settings
 
 console = Console(stderr=True)
@@ -67,10 +68,26 @@ class Device:
                 precision="bf16-mixed" if bf16 else "32-true",
                 loggers=loggers,
             )
+            # what starts the processes, if there are several
+            launcher: Any = getattr(fabric.strategy, "cluster_environment", None)
+            if launcher is not None and launcher.creates_processes_externally:
+                launcher.validate_settings(len(getattr(fabric.strategy, "parallel_devices", ())), 1)
         except Exception as error:  # Lightning raises its own kinds for hardware that is not there
             raise InputError(
                 f"cannot use accelerator={accelerator!r}, devices={devices!r}: {error}"
             ) from error
+        if (together := started()) is not None:
+            count = f"{together.by} started {together.processes} processes"
+            if fabric.world_size != together.processes:
+                raise InputError(
+                    f"{count}, and this run is for {fabric.world_size}; give --devices {together.processes}, "
+                    "or start one process"
+                )
+            if not launcher.creates_processes_externally:
+                raise InputError(
+                    f"{count}, which Lightning Fabric does not see without mpi4py; install that, or start "
+                    "them with torchrun"
+                )
         return cls(fabric, bf16)
 
     @property
