@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import sys
 import threading
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from eyeline import Distiller, InputError, Observer, create_model
 from eyeline.functional import attention_transfer_loss, knowledge_distillation_loss
-from eyeline.objective import Terms
+from eyeline.objective import Objective, Terms
 from networks import Answers, Plain
 
 SHAPE = (3, 16, 16)
@@ -138,9 +139,60 @@ def test_weights_follow_the_progress(batch: tuple[Tensor, Tensor]) -> None:
     for epoch, factor in ((0, 1.0), (1, 0.75), (4, 0.0)):
         distiller.set_progress(epoch, 5)
         terms = distiller(*batch)
-        torch.testing.assert_close(
-            terms.total.detach(), 0.1 * terms["ce"] + factor * 1000 * terms["at"] + 0.9 * terms["kd"]
-        )
+        attention = factor * 1000 * terms["at"] if factor else 0
+        torch.testing.assert_close(terms.total.detach(), 0.1 * terms["ce"] + attention + 0.9 * terms["kd"])
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"act": {}, "hint": {}, "ce": {}},  # act falls to 0, and has learnable parts
+        {"at": {"schedule": "cosine"}, "ce": {"weight": 0}},  # all fall to 0
+        {"cat": {"stages": True, "weight": 0}, "aft": {"weight": 0}, "at": {}},
+        {"gat": {"schedule": "linear"}, "kd": {}},
+    ],
+    ids=lambda method: "+".join(method),
+)
+def test_a_term_of_weight_0_is_not_computed_and_changes_nothing(
+    method: Any, batch: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As though it were computed and its gradient multiplied by 0."""
+    student, teacher = pair()
+    student.dropout.p = 0.0
+    whole = Distiller(student, teacher, method, input_shape=SHAPE).train()
+    ours, calls = copy.deepcopy(whole), list[int]()
+    ours.teacher.register_forward_hook(lambda *_: calls.append(1))  # type: ignore[union-attr]
+    ours.set_progress(4, 5)
+    with monkeypatch.context() as patch:
+        patch.setattr(Objective, "active_in", lambda self, *_: list(self.method))
+        whole.set_progress(4, 5)
+    assert any(factor == 0 for factor in whole.objective.factors)
+    terms, expected = ours(*batch), whole(*batch)
+    left = {n for n, factor in zip(whole.objective.method, whole.objective.factors, strict=True) if factor}
+    assert set(terms) == left
+    assert len(calls) == (1 if left & whole.objective.targeted.keys() else 0)
+    assert set(ours.target(*batch)) == left & whole.objective.targeted.keys()
+    assert torch.equal(terms.total, expected.total)
+    terms.total.backward()
+    expected.total.backward()
+    for a, b in zip(ours.trainable_parameters(), whole.trainable_parameters(), strict=True):
+        assert a.grad is not None
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_0_times_infinity_is_0(batch: tuple[Tensor, Tensor]) -> None:
+    student, teacher = pair()
+    distiller = Distiller(
+        student, teacher, {"at": {"schedule": "linear"}, "kd": {"weight": 0}}, "stage1", SHAPE
+    )
+    with torch.no_grad():
+        teacher.stage1[0].weight.fill_(math.inf)  # type: ignore[index, operator]
+    assert distiller(*batch).total.isnan()
+    distiller.set_progress(4, 5)
+    total = distiller(*batch).total
+    total.backward()
+    assert total.isfinite()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in student.parameters())
 
 
 # --- the teacher is left alone (METHODS, pitfalls 5 and 7) ----------------------------------------------

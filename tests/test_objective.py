@@ -186,8 +186,8 @@ def test_total_is_the_weighted_sum_and_needs_are_told() -> None:
     for epoch, weights in ((0, (0.5, 3.0, 0.5)), (1, (0.5, 1.5, 0.5)), (2, (0.5, 0.0, 0.5))):
         objective.set_progress(epoch, 3)
         terms = objective(student, targets, labels)
-        assert list(terms) == ["ce", "at", "kd"]
-        expected = sum(w * t for w, t in zip(weights, terms.values(), strict=True))
+        assert list(terms) == ["ce", "at", "kd"] if weights[1] else ["ce", "kd"]
+        expected = sum(w * t for w, t in zip(filter(None, weights), terms.values(), strict=True))
         torch.testing.assert_close(terms.total.detach(), expected)
         assert terms.total.requires_grad
     assert not any("factors" in name for name in objective.state_dict())  # a function of the epoch, not state
@@ -329,6 +329,22 @@ def test_a_loss_that_starts_at_0_is_followed_from_its_first_value() -> None:
         assert objective.factors.tolist() == pytest.approx(shares)
     with pytest.raises(InputError, match="the mean of at is missing; expected ce, at"):
         objective.end_epoch({"ce": 1.0})
+
+
+def test_only_what_is_followed_needs_its_mean() -> None:
+    method = {"at": {"schedule": "loss_rate", "weight": 1}, "kd": {}, "sp": {"schedule": "linear"}}
+    objective, other = Objective(method), Objective(method)
+    for losses in ({"ce": 2.0, "at": 4.0}, {"ce": 1.0, "at": 1.0}):
+        objective.end_epoch(losses)
+        other.end_epoch({**losses, "kd": 3.0, "sp": 1.0})
+    for balanced in (objective, other):
+        balanced.set_progress(4, 5)
+    assert torch.equal(objective.factors, other.factors)
+    assert objective.active == ["ce", "at", "kd"]
+    objective.end_epoch({"ce": 1.0, "at": 0.0, "kd": 3.0})
+    objective.set_progress(1, 5)
+    assert objective.factors[1] == 0
+    assert "at" in objective.active  # or its loss could never rise again
 
 
 @pytest.mark.parametrize("method", [{"ce": {"weight": 0}}, {"ce": {"weight": 0}, "at": {"weight": 0}}])

@@ -171,17 +171,19 @@ class Distiller(nn.Module):
     def target(
         self, images: Tensor, labels: Tensor | None = None, only: Collection[str] | None = None
     ) -> Mapping[str, Target]:
-        """What the losses (``only``: some of them, by name) need of the teacher for ``images``
-        ``[N, C, H, W]``: detached, dimension 0 is N.
+        """What the losses need of the teacher for ``images`` ``[N, C, H, W]``: detached, dimension 0 is N.
+
+        By default of those whose weight is not 0 now; ``only``: of those that are named.
 
         Methods that differentiate the teacher's loss need the ``labels`` ``[N]`` as well.
         """
-        if self.observe_teacher is None:
+        names = self.objective.active if only is None else only
+        if self.observe_teacher is None or not self.objective.targeted.keys() & set(names):
             return {}
         assert self.teacher is not None
         if any(module.training for module in self.teacher.modules()):
             self.teacher.eval()
-        return ask_teacher(self.observe_teacher, images, labels, self.objective.targeted, only)
+        return ask_teacher(self.observe_teacher, images, labels, self.objective.targeted, names)
 
     def forward(self, images: Tensor, labels: Tensor, targets: Mapping[str, Target] | None = None) -> Terms:
         """The losses of one batch.
@@ -201,10 +203,11 @@ class Distiller(nn.Module):
                 assert self.teacher is not None
                 self.observe_teacher = self.observe_teacher.of_replica(self.teacher)
         targets = targets or {}
-        lacking = self.objective.targeted.keys() - targets.keys()
+        active = self.objective.active
+        lacking = [name for name in self.objective.targeted if name in active and name not in targets]
         if lacking:
             targets = {**targets, **self.target(images, labels, lacking)}
-        if self.objective.needs("input_gradient"):
+        if self.objective.needs("input_gradient", now=True):
             images = images.detach().requires_grad_()
         terms = self.objective(self.observe_student(images, labels), targets, labels)
         return apart(terms) if replica else terms

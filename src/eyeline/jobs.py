@@ -50,6 +50,7 @@ from eyeline.engine.trainer import (
     evaluation_stream,
     fit,
     show_progress,
+    targets_by_view,
     view_seed,
 )
 from eyeline.engine.trainer import remember as fill
@@ -551,7 +552,7 @@ def _finish(
         "layers": [list(pair) for pair in pairs],
         "seed": settings.seed,
         "data": _described(data),
-        "train_loss": last["ce"],
+        "train_loss": last.get("ce"),
         "train_accuracy": last["train_accuracy"],
         "validation_accuracy": last["validation_accuracy"],
         "validation_loss": last["validation_loss"],
@@ -844,18 +845,20 @@ def _memory(
     )
     with device.autocast(), SharedTeacher(distillers) as teacher:
         some = torch.zeros(2, *shape, device=device.torch_device)
-        size = len(data.train) * teacher.bytes_per_image(some, settings.memory_precision)
-    room = int(settings.memory_budget * 1e9 / size)
-    views = min(settings.epochs, settings.views or max(1, room))
-    if views > room:
+        each = teacher.bytes_per_image(some, settings.memory_precision)
+    size = len(data.train) * sum(each.values())
+    views = min(settings.epochs, settings.views or max(1, int(settings.memory_budget * 1e9 / size)))
+    settings = dataclasses.replace(settings, views=views)
+    wanted = targets_by_view(distillers, settings)
+    whole = len(data.train) * sum(each[name] for names in wanted for name in names)
+    if whole > settings.memory_budget * 1e9:
         raise InputError(
             f"memory_budget is {settings.memory_budget:g} GB; {views} view{'s' * (views > 1)} of "
-            f"{len(data.train):,} images would take {amount(views * size)} "
+            f"{len(data.train):,} images would take {amount(whole)} "
             f"({', '.join(teacher.losses)}); give a larger --memory_budget, fewer --views, "
             "or --memory_precision uint8"
         )
-    settings = dataclasses.replace(settings, views=views)
-    missing = views if anew else len(memory.missing(teacher.losses, views))
+    missing = sum(map(bool, wanted)) if anew else len(memory.missing(wanted))
     if missing and device.fabric.world_size > 1:
         raise InputError(
             f"{missing} of {views} views are not in {settings.memory}, and several devices do not fill a "
@@ -868,7 +871,7 @@ def _memory(
         )
     _say(
         f"memory: {views} view{'s' * (views > 1)} of {len(data.train):,} images, {amount(size)} each, "
-        f"{amount(views * size)} in all ({', '.join(teacher.losses)}), in {settings.memory}; "
+        f"{amount(whole)} in all ({', '.join(teacher.losses)}), in {settings.memory}; "
         + (f"{missing} to be filled" if missing else "all are there")
     )
     return memory, settings

@@ -123,14 +123,14 @@ def _gathered(
 
 
 def target_names(distiller: Distiller) -> dict[str, str]:
-    """Loss -> name of its target in a memory, for the losses whose target can be remembered.
+    """Loss -> name of its target in a memory, for the losses that count and whose target can be remembered.
 
     The name ends in a hash of what the target depends on: the loss, its parameters (without its
     ``not_in_target``), and the teacher's observed layers if it needs features.
     """
     names = {}
     for term, loss in distiller.objective.targeted.items():
-        if not loss.remembers:
+        if not (loss.remembers and distiller.objective.weights[term].value):
             continue
         left_out = {"weight", "schedule", *loss.not_in_target}
         options = {k: v for k, v in distiller.objective.method[term].items() if k not in left_out}
@@ -193,13 +193,13 @@ class SharedTeacher:
         """Of one forward pass on ``images`` ``[N, C, H, W]`` of ``labels`` ``[N]``: those that are named."""
         return ask_teacher(self.observe, images, labels, self.losses, names)
 
-    def bytes_per_image(self, images: Tensor, precision: str) -> int:
-        """What one view of one image takes, from a few images of any content.
+    def bytes_per_image(self, images: Tensor, precision: str) -> dict[str, int]:
+        """What each target of one view of one image takes, from a few images of any content.
 
         Raises:
             InputError: a target has not one row an image.
         """
-        total = 0
+        sizes = {}
         labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
         for name, target in self.targets(images, labels, self.losses).items():
             for part, tensor in target.items():
@@ -208,8 +208,9 @@ class SharedTeacher:
                         f"the target {part!r} of {name.rpartition('-')[0]!r} is {list(tensor.shape)} for "
                         f"{len(images)} images; expected a row an image, or a loss with remembers = False"
                     )
-            total += sum(part.nbytes for part in encode(target, precision).parts.values()) // len(images)
-        return total
+            whole = sum(part.nbytes for part in encode(target, precision).parts.values())
+            sizes[name] = whole // len(images)
+        return sizes
 
 
 def weights_hash(network: nn.Module) -> str:
@@ -311,10 +312,9 @@ class Memory:
         """The file of one view of one target."""
         return self.folder / name / f"view-{view:04d}.safetensors"
 
-    def missing(self, names: Iterable[str], views: int) -> list[int]:
-        """The views below ``views`` of which some target is not stored."""
-        listed = list(names)
-        return [v for v in range(views) if any(not self.path(name, v).exists() for name in listed)]
+    def missing(self, wanted: Sequence[Collection[str]]) -> list[int]:
+        """The views of which some target is not stored; ``wanted``: the targets of each view, by name."""
+        return [v for v, names in enumerate(wanted) if any(not self.path(n, v).exists() for n in names)]
 
     def can_be_written(self) -> bool:
         """Whether the folder, or that in which it would be made, lets us write."""

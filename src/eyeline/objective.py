@@ -144,8 +144,9 @@ def _build(name: str, options: Mapping[str, Any]) -> Loss:
 class Terms:
     """The unweighted terms of one step by name, their weighted sum, and what the student answered.
 
-    Read like a mapping of names to terms. A dataclass, which PyTorch and what wraps its modules take apart
-    and put together again; a mapping would lose the sum and the answer there.
+    A term whose weight is 0 is not computed, and not among them. Read like a mapping of names to terms; but a
+    dataclass, which PyTorch and what wraps its modules take apart and put together again: a mapping would
+    lose the sum and the answer there.
     """
 
     terms: dict[str, Tensor]
@@ -195,6 +196,8 @@ class Objective(nn.Module):
         method: a method string or mapping, see :func:`resolve_method`.
     """
 
+    active: list[str]
+    """The terms whose weight is not 0 now, by their own schedule: no other is computed."""
     factors: Tensor
     first_losses: Tensor
     last_losses: Tensor
@@ -204,6 +207,7 @@ class Objective(nn.Module):
         self.method = resolve_method(method)
         self.losses = nn.ModuleDict({name: _build(name, options) for name, options in self.method.items()})
         self.weights = {name: Weight(o["weight"], o["schedule"]) for name, o in self.method.items()}
+        self._balanced = [n for n, w in self.weights.items() if w.schedule == "loss_rate" and w.value]
         # a tensor: a weight that changes is then no new graph for torch.compile and no host transfer a step
         self.register_buffer("factors", torch.zeros(len(self.weights)), persistent=False)
         # mean losses of the last epoch, and of the first one in which they were not 0; 0 until there are any
@@ -214,8 +218,9 @@ class Objective(nn.Module):
     def set_progress(self, epoch: int, epochs: int, learning_rate_factor: float = 1.0) -> None:
         """Set the weights for ``epoch`` (from 0) of ``epochs``."""
         values = [weight.at(epoch, epochs, learning_rate_factor) for weight in self.weights.values()]
+        self.active = self.active_in(epoch, epochs, learning_rate_factor)
         factors = torch.tensor(values, dtype=torch.float64)
-        balanced = [i for i, weight in enumerate(self.weights.values()) if weight.schedule == "loss_rate"]
+        balanced = [i for i, name in enumerate(self.weights) if name in self._balanced]
         if balanced:
             names = [list(self.weights)[i] for i in balanced]
             rates = loss_rates(names, self.first_losses[balanced], self.last_losses[balanced])
@@ -226,23 +231,28 @@ class Objective(nn.Module):
         """Tell the mean (unweighted) terms of the epoch that ended: schedule ``loss_rate`` follows them.
 
         Raises:
-            InputError: a term of the method is missing.
+            InputError: one that is followed is missing.
         """
-        missing = [name for name in self.weights if name not in losses]
+        missing = [name for name in self._balanced if name not in losses]
         if missing:
             raise InputError(
-                f"the mean of {', '.join(missing)} is missing; expected {', '.join(self.weights)}"
+                f"the mean of {', '.join(missing)} is missing; expected {', '.join(self._balanced)}"
             )
-        self.last_losses.copy_(torch.tensor([losses[name] for name in self.weights]))
+        self.last_losses.copy_(torch.tensor([losses.get(name, 0.0) for name in self.weights]))
         self.first_losses.copy_(torch.where(self.first_losses == 0, self.last_losses, self.first_losses))
+
+    def active_in(self, epoch: int, epochs: int, learning_rate_factor: float = 1.0) -> list[str]:
+        """The terms whose weight in ``epoch`` (from 0) of ``epochs`` is not 0; no other is computed."""
+        return [n for n, weight in self.weights.items() if weight.at(epoch, epochs, learning_rate_factor)]
 
     @property
     def needs_teacher(self) -> bool:
         return bool(self.targeted)
 
-    def needs(self, what: str, of_teacher: bool = False) -> bool:
-        """Whether some loss needs ``what`` observed (see ``Loss.needs``), of the teacher as well."""
-        losses = self._losses().values()
+    def needs(self, what: str, of_teacher: bool = False, now: bool = False) -> bool:
+        """Whether some loss (``now``: whose weight is not 0 at present) needs ``what`` observed (see
+        ``Loss.needs``), of the teacher as well."""
+        losses = [loss for name, loss in self._losses().items() if name in self.active or not now]
         return any(what in loss.needs and (loss.needs_teacher or not of_teacher) for loss in losses)
 
     def setup(self, student: Observer, teacher: Observer | None) -> None:
@@ -257,11 +267,18 @@ class Objective(nn.Module):
 
     def target(self, teacher: Observation) -> dict[str, Target]:
         """All that must be remembered of the teacher, by loss."""
-        return {name: loss.target(teacher) for name, loss in self.targeted.items()}
+        return {name: loss.target(teacher) for name, loss in self.targeted.items() if name in self.active}
 
     def forward(self, student: Observation, targets: Mapping[str, Target], labels: Tensor) -> Terms:
-        terms = {n: loss(student, targets.get(n, {}), labels) for n, loss in self._losses().items()}
-        weighted = [factor * term for factor, term in zip(self.factors.unbind(), terms.values(), strict=True)]
+        terms, weighted = {}, []
+        for (name, loss), factor in zip(self._losses().items(), self.factors.unbind(), strict=True):
+            if name in self.active:
+                terms[name] = loss(student, targets.get(name, {}), labels)
+                weighted.append(factor * terms[name])
+            else:
+                # nothing, for which the student and what the loss learns have a gradient of 0, and not none
+                empty = [tensor.flatten()[:0].sum() for tensor in (student.logits, *loss.parameters())]
+                weighted.append(factor * torch.stack(empty).sum())
         total = torch.stack(weighted).sum()
         return Terms({name: term.detach() for name, term in terms.items()}, total, student.logits)
 

@@ -32,6 +32,8 @@ from tiny import SETTINGS, TinyNet, tiny_data, tiny_net
 
 SHORT: dict[str, Any] = {**SETTINGS, "precision": "float32"}
 """4 epochs of 7 steps, in batches of 7 and 8 images."""
+ALL = ["at0", "at1", "at2", "kd0", "kd1", "kd2", "kd3"]
+"""What a memory of them holds: the weight of at falls to 0 in the last epoch, which asks for no map."""
 EXACT: dict[str, Any] = {**SHORT, "memory_precision": "float32"}
 
 
@@ -124,7 +126,7 @@ def test_the_run_is_the_same_however_it_was_filled(tmp_path: Path, filled: Path,
     match how:
         case "before":
             remember(tmp_path / "m")
-            assert stored(tmp_path / "m") == [f"{t}{v}" for t in ("at", "kd") for v in range(4)]
+            assert stored(tmp_path / "m") == ALL
         case "partly":
             remember(tmp_path / "m", methods=["kd"], views=3)
             remember(tmp_path / "m", methods=["at"], views=1)
@@ -518,7 +520,7 @@ def test_a_target_that_is_not_remembered_is_asked_live(tmp_path: Path, monkeypat
     distill(tmp_path / "run", teacher, method="forgetful+kd", **EXACT, memory=str(tmp_path / "m"))
     assert same(tmp_path / "live", tmp_path / "run")
     assert teacher.calls == 4 * 7  # one a step
-    assert stored(tmp_path / "m") == [f"{t}{v}" for t in ("at", "kd") for v in range(4)]
+    assert stored(tmp_path / "m") == ALL
 
 
 # --- the verb, and studies ----------------------------------------------------------------------------------
@@ -545,7 +547,8 @@ def test_remember_says_what_it_will_take_and_goes_on(
     assert stored(tmp_path / "m") == ["at0", "at1", "kd0", "kd1"]
     size = 50 * (2 * (3 + 1) + 2 * (36 + 1))  # of the layers that find each other one has a map
     err = capsys.readouterr().err
-    each, total = (f"{amount / 1e3:.1f} kB" for amount in (size, 4 * size))
+    whole_size = 4 * 50 * 2 * (3 + 1) + 3 * 50 * 2 * (36 + 1)  # no map for the last view
+    each, total = (f"{amount / 1e3:.1f} kB" for amount in (size, whole_size))
     assert err.startswith(f"memory: 4 views of 50 images, {each} each, {total} in all (at-")
     assert err.rstrip().endswith(f"in {tmp_path / 'm'}; 4 to be filled")
     teacher.calls = 0
@@ -562,6 +565,25 @@ def test_remember_says_what_it_will_take_and_goes_on(
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(TrainingStopped, match="is not complete; the same command goes on"):
         remember(tmp_path / "n", teacher)
+
+
+def test_what_no_epoch_needs_is_not_asked(tmp_path: Path) -> None:
+    """Terms of weight 0: always, in the last epoch, or in the last epoch of several with one view."""
+    teacher = counted()
+    never = {"at": {"schedule": "linear"}, "kd": {"weight": 0}}
+    distill(tmp_path / "run", teacher, method=never, memory=str(tmp_path / "m"))
+    assert stored(tmp_path / "m") == ["at0", "at1", "at2"]
+    assert teacher.calls == 3 * 7
+    distill(tmp_path / "live", teacher, method=never)
+    assert teacher.calls == 6 * 7  # so without a memory
+    remember(tmp_path / "n", teacher, methods=["at+kd"], views=3)
+    assert stored(tmp_path / "n") == ["at0", "at1", "at2", "kd0", "kd1", "kd2"]
+    assert teacher.calls == 9 * 7
+    remember(tmp_path / "n", teacher, methods=["at", "at+kd"])  # at alone has a constant weight
+    assert stored(tmp_path / "n") == [f"{term}{view}" for term in ("at", "kd") for view in range(4)]
+    assert teacher.calls == 10 * 7
+    with pytest.raises(InputError, match="need nothing of a teacher that could be remembered"):
+        remember(tmp_path / "o", methods=[{"kd": {"weight": 0}}])
 
 
 def test_a_study_asks_the_teacher_once_a_view(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from eyeline.engine.trainer import (
 )
 from eyeline.errors import InputError, TrainingStopped
 from eyeline.files import LOCK
+from eyeline.objective import Objective
 from eyeline.settings import Settings
 from tiny import SETTINGS, tiny_data, tiny_net
 
@@ -38,7 +39,7 @@ FLOAT32 = {**SETTINGS, "precision": "float32"}
 
 def run(
     folder: Path,
-    method: str = "at+kd",
+    method: Any = "at+kd",
     student: Any = None,
     hooks: dict[str, Any] | None = None,
     layers: Any = ("low", "high"),
@@ -171,6 +172,29 @@ def test_training_is_the_plain_loop(tmp_path: Path, optimizer: str) -> None:
         if name in ("low.0.bias", "high.0.bias") or name.endswith("running_mean"):
             continue  # batch norm takes this bias away: its gradient is rounding
         assert torch.allclose(ours.state_dict()[name].float(), tensor.float(), atol=tolerance), name
+
+
+@pytest.mark.parametrize(
+    "method", ["at+kd", {"act": {}, "ce": {"weight": 0}, "hint": {"weight": 0}}], ids=["at+kd", "act alone"]
+)
+def test_a_term_of_weight_0_has_no_figure_and_the_student_is_the_same(
+    tmp_path: Path, method: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reference computes all terms in all epochs, and multiplies them by their weights."""
+    student, theirs = tiny_net(1), tiny_net(1)
+    distiller = run(tmp_path / "run", method, student)
+    terms = {*distiller.objective.method}
+    falls = {"at"} if method == "at+kd" else {"act"}
+    never = {name for name, weight in distiller.objective.weights.items() if not weight.value}
+    for number, row in enumerate(rows(tmp_path / "run"), 1):
+        shown = {name for name in terms if row.get(name)}
+        assert shown == terms - never - (falls if number == 4 else set())
+    monkeypatch.setattr(Objective, "active_in", lambda self, *_: list(self.method))
+    run(tmp_path / "whole", method, theirs)
+    for ours, whole in zip(rows(tmp_path / "run"), rows(tmp_path / "whole"), strict=True):
+        kept = {k: v for k, v in ours.items() if v and k != "images_per_second"}
+        assert kept == {k: whole[k] for k in kept}
+    assert all(torch.equal(t, theirs.state_dict()[n]) for n, t in student.state_dict().items())
 
 
 def test_the_student_trains_on_after_a_validation(tmp_path: Path) -> None:
@@ -348,8 +372,9 @@ def test_compiled_training_gives_the_same(tmp_path: Path, monkeypatch: pytest.Mo
     torch.manual_seed(0)
     on = run(tmp_path / "on", student=tiny_net(1, dropout=0.0), compile="on", **same)
     assert compiled == ["TinyNet", "Objective", "TinyNet"]
-    for one, other in zip(rows(tmp_path / "off"), rows(tmp_path / "on"), strict=True):
-        for name in ("ce", "at", "kd", "hint", "validation_loss"):
+    for epoch, (one, other) in enumerate(zip(rows(tmp_path / "off"), rows(tmp_path / "on"), strict=True)):
+        # at has no weight in the last epoch, for which the losses are compiled once more
+        for name in ("ce", "kd", "hint", "validation_loss", *(["at"] if epoch == 0 else [])):
             assert float(one[name]) == pytest.approx(float(other[name]), rel=1e-3)
     # the trials have left no trace in running statistics
     states = [dict(distiller.named_buffers()) for distiller in (off, on)]
@@ -372,10 +397,12 @@ def test_what_was_decided_goes_on_with_the_run(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("schedule", ["constant", "linear"])
 def test_training_runs_the_very_code_that_was_compiled_before(
-    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    schedule: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # of other images, in dtype or strides, it would be compiled again, and a teacher's constants be lost
+    # of other images, in dtype or strides, it would be compiled again, and a teacher's constants be lost;
+    # only the losses are, for both sizes of batches, in an epoch in which one of them has no weight
     torch._dynamo.reset()
     graphs = []
     plain, before = torch.nn.Module.compile, trainer._compile
@@ -387,8 +414,10 @@ def test_training_runs_the_very_code_that_was_compiled_before(
 
     monkeypatch.setattr(torch.nn.Module, "compile", lambda m, **o: plain(m, **{**o, "backend": "aot_eager"}))
     monkeypatch.setattr(trainer, "_compile", counted)
-    run(tmp_path, student=tiny_net(1), epochs=2, compile="on", precision=precision)
-    assert graphs == [counters["stats"]["unique_graphs"]]
+    method = {"at": {"schedule": schedule}, "kd": {}}
+    with torch._dynamo.config.patch(recompile_limit=1):  # as when a study has compiled those of many runs
+        run(tmp_path, method, tiny_net(1), epochs=2, compile="on", precision=precision)
+    assert counters["stats"]["unique_graphs"] - graphs[0] == (0 if schedule == "constant" else 2)
     assert len({row["loss"] for row in rows(tmp_path)}) == 2
 
 

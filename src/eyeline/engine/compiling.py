@@ -7,7 +7,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -175,15 +175,21 @@ def restored(*modules: nn.Module | None) -> Iterator[None]:
             module._compiled_call_impl = call  # torch has no public way back
 
 
-def _compile(part: Part, sizes: Sequence[int], *, fold: bool) -> None:
+def recompiling() -> AbstractContextManager[None]:
+    """Where compiled code may be compiled again, as the losses are where a term begins or ends to count."""
     from torch._dynamo import config as dynamo
+
+    # the methods of a study are one function, compiled for each; code without the hooks of an observer must
+    # not serve a network with them
+    return dynamo.patch(recompile_limit=256, skip_nnmodule_hook_guards=False)
+
+
+def _compile(part: Part, sizes: Sequence[int], *, fold: bool) -> None:
     from torch._inductor import config as inductor
 
     part.module.compile(dynamic=False, **({"backend": _folding_backend(part.module)} if fold else {}))
-    # the methods of a study are one function, compiled for each; code without the hooks of an observer must
-    # not serve a network with them; only a teacher may become constants
-    guards = dynamo.patch(recompile_limit=256, skip_nnmodule_hook_guards=False)
-    with guards, inductor.patch(freezing=fold):
+    # only a teacher may become constants
+    with recompiling(), inductor.patch(freezing=fold):
         for size in sizes:
             part.ask(size)
 

@@ -13,7 +13,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,14 @@ from eyeline.data.sources import ImageData, Split
 from eyeline.data.views import Normalization, mix
 from eyeline.distiller import Distiller
 from eyeline.engine.allocator import keep_freed_memory
-from eyeline.engine.compiling import compile_parts, losses_part, restored, student_part, teacher_part
+from eyeline.engine.compiling import (
+    compile_parts,
+    losses_part,
+    recompiling,
+    restored,
+    student_part,
+    teacher_part,
+)
 from eyeline.engine.run import RunFolder
 from eyeline.errors import Diverged, InputError, TrainingStopped
 from eyeline.evaluate import evaluate
@@ -159,7 +166,10 @@ class _Step(nn.Module):
         terms = self.distiller(images, labels, self.targets)
         count = float(len(labels))
         correct = (terms.logits.detach().argmax(1) == labels).sum()
-        means = torch.stack([terms.total.detach().double(), *(term.double() for term in terms.values())])
+        total = terms.total.detach().double()
+        nothing = torch.zeros_like(total)  # for a term that is not computed; no row of metrics shows it
+        each = [terms[n].double() if n in terms else nothing for n in self.distiller.objective.method]
+        means = torch.stack([total, *each])
         figures = torch.cat(
             [means[:1] * count, correct[None], means[1:] * count, torch.full_like(means[:1], count)]
         )
@@ -225,9 +235,9 @@ def _fit(
     state = folder.load_checkpoint()
     asked = total
     remembered = {} if memory is None else target_names(distiller)  # loss -> name of its target
-    if memory is not None and remembered.keys() == distiller.objective.targeted.keys():
-        views = memory.missing(remembered.values(), number_of_views(settings))
-        asked = len(views) * steps_per_epoch
+    wanted = targets_by_view([distiller], settings)
+    if memory is not None and all(loss.remembers for loss in distiller.objective.targeted.values()):
+        asked = len(memory.missing(wanted)) * steps_per_epoch
     compiled = _compile(
         [distiller],
         distiller.target,
@@ -322,7 +332,7 @@ def _fit(
 
     def figures(epoch: int, elapsed: float) -> Figures:
         values = dict(zip(names, (sums / sums[-1]).tolist(), strict=False))
-        shown = [f"{name} {values[name]:.3g}" for name in names[2:]]
+        shown = [f"{name} {values[name]:.3g}" for name in distiller.objective.active]
         shown.append(f"train {100 * values['train_accuracy']:.1f} %")
         validated = [row["validation_accuracy"] for row in rows if "validation_accuracy" in row]
         shown += [f"validation {100 * accuracy:.1f} %" for accuracy in validated[-1:]]
@@ -354,7 +364,11 @@ def _fit(
     step, began = start, time.perf_counter()
     every = settings.checkpoint_every or steps_per_epoch
     progress = show_progress(settings, total, start, label, shown=fabric.is_global_zero)
-    with progress as show, _interruptible(fabric.is_global_zero) as interrupted:
+    with (
+        progress as show,
+        _interruptible(fabric.is_global_zero) as interrupted,
+        recompiling() if compiled else nullcontext(),
+    ):
         for batch in stream.batches(start, total):
             if step % steps_per_epoch == 0:
                 _set_progress(distiller, settings, step, steps_per_epoch)
@@ -363,11 +377,16 @@ def _fit(
             if remembered and batch.view != view:
                 assert memory is not None
                 view = batch.view
-                targets = _view(memory, view, SharedTeacher([distiller]), stream, device, asking)
+                targets = _view(
+                    memory, view, wanted[view], SharedTeacher([distiller]), stream, device, asking
+                )
             if remembered:
                 indices = stream.indices(step)[1]  # not the batch's, for which the host would wait
-                found = {name: targets[name].rows(indices, fabric.device).decode() for name in targets}
-                one_step.targets = {term: found[name] for term, name in remembered.items()}
+                one_step.targets = {
+                    term: targets[name].rows(indices, fabric.device).decode()
+                    for term, name in remembered.items()
+                    if term in distiller.objective.active
+                }
             for group in optimizer.param_groups:
                 group["lr"] = peak * learning_rate_factor(settings, step, steps_per_epoch)
             # dropout and the like draw from a seed of the step, not from a state that a checkpoint would need
@@ -388,8 +407,9 @@ def _fit(
                 seconds += time.perf_counter() - began
                 whole = summed()
                 row = {"epoch": epoch, "step": step, "learning_rate": optimizer.param_groups[0]["lr"]}
-                row |= dict(zip(names, (whole / whole[-1]).tolist(), strict=False))
-                distiller.end_epoch({name: row[name] for name in distiller.objective.method})
+                means = dict(zip(names, (whole / whole[-1]).tolist(), strict=False))
+                row |= {name: means[name] for name in (*names[:2], *distiller.objective.active)}
+                distiller.end_epoch({name: row[name] for name in distiller.objective.active})
                 if fabric.is_global_zero:
                     if epoch % settings.validate_every == 0 or step == total:
                         with restored(distiller.student):
@@ -436,7 +456,8 @@ def remember(
     stream = training_stream(data, settings, device)
     views, steps = number_of_views(settings), stream.steps_per_epoch
     began, asked = time.perf_counter(), 0
-    missing = memory.missing(teacher.losses, views)
+    wanted = targets_by_view(distillers, settings)
+    missing = memory.missing(wanted)
     with (
         teacher,
         restored(teacher.network),
@@ -463,7 +484,7 @@ def remember(
             show(asked, lambda: (f"view {view + 1}/{views}", "", f"{rate:,.0f} images/s"))
 
         for view in range(views):
-            _view(memory, view, teacher, stream, device, asking)
+            _view(memory, view, wanted[view], teacher, stream, device, asking)
             if memory.stuck:
                 return
 
@@ -471,12 +492,13 @@ def remember(
 def _view(
     memory: Memory,
     view: int,
+    wanted: Sequence[str],
     teacher: SharedTeacher,
     stream: TrainingStream,
     device: Device,
     asking: Callable[[int, int], None],
 ) -> dict[str, Encoded]:
-    """The targets of a view; ``asking(view, batches done)`` is called after each forward of the teacher."""
+    """Targets of a view; ``asking(view, batches done)`` is called after each forward of the teacher."""
 
     def ask(names: Sequence[str]) -> Iterator[tuple[Tensor, dict[str, Target]]]:
         if stream.world > 1:
@@ -491,7 +513,19 @@ def _view(
             yield batch.indices, targets
             asking(view, done)
 
-    return memory.view(view, teacher.losses, ask)
+    return memory.view(view, wanted, ask)
+
+
+def targets_by_view(distillers: Sequence[Distiller], settings: Settings) -> list[list[str]]:
+    """For each view the names of the targets that its epochs need: of the terms whose weight is not 0."""
+    wanted: list[dict[str, None]] = [{} for _ in range(number_of_views(settings))]
+    for distiller in distillers:
+        names = target_names(distiller)
+        for epoch in range(settings.epochs):
+            factor = learning_rate_factor(settings, epoch, 1)
+            active = distiller.objective.active_in(epoch, settings.epochs, factor)
+            wanted[epoch % len(wanted)] |= {names[term]: None for term in active if term in names}
+    return [list(names) for names in wanted]
 
 
 def number_of_views(settings: Settings) -> int:
