@@ -23,7 +23,7 @@ import eyeline
 from eyeline.data.sources import ImageData, MemorySplit
 from eyeline.distiller import Distiller
 from eyeline.engine.run import RunFolder
-from eyeline.engine.trainer import Device, fit, make_optimizer, training_stream
+from eyeline.engine.trainer import Device, fit, make_optimizer, resolved, training_stream
 from eyeline.settings import Settings
 from measure import Result, Variant, interleave
 
@@ -62,9 +62,8 @@ def noise(images: int, shape: tuple[int, int, int]) -> ImageData:
 
 
 def _settings(device: str) -> Settings:
-    return Settings.of(
-        accelerator=device, epochs=1, batch_size=BATCH, learning_rate=1e-3, compile="off", progress=False
-    )
+    options: dict[str, Any] = {"batch_size": BATCH, "learning_rate": 1e-3, "compile": "off"}
+    return resolved(Settings.of(accelerator=device, epochs=1, progress=False, **options), files=False)
 
 
 def _network() -> nn.Module:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
-from eyeline.engine.trainer import Device, make_optimizer
+from eyeline.engine.trainer import Device, make_optimizer, resolved
 from eyeline.models import create_model
 from eyeline.settings import Settings
 from measure import Result, interleave
@@ -20,7 +20,7 @@ SEEDS, CLASSES = 5, 10
 def measure_stacked(student: str, batch: int, side: int, rounds: int, device: str) -> Result:
     """Cross entropy, backward, SGD; ``torch.func`` turns the stacked convolutions into grouped ones."""
     torch.manual_seed(0)
-    settings = Settings.of(accelerator=device, learning_rate=1e-3)
+    settings = resolved(Settings.of(accelerator=device, learning_rate=1e-3), files=False)
     place = Device.of(settings)
     networks = [place.place(create_model(student, CLASSES)).train() for _ in range(SEEDS)]
     images = torch.randn(SEEDS, batch, 3, side, side, device=place.torch_device)

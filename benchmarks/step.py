@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from eyeline.attention import attention_map
 from eyeline.distiller import Distiller
 from eyeline.engine.compiling import Part, compile_parts, losses_part, student_part, teacher_part
-from eyeline.engine.trainer import Device, make_optimizer
+from eyeline.engine.trainer import Device, make_optimizer, resolved
 from eyeline.layers import find_layers, pair_layers
 from eyeline.losses.attention_transfer import map_distance
 from eyeline.models import create_model
@@ -41,7 +41,7 @@ class Setup:
 
     def __init__(self, teacher: str, student: str, batch: int, side: int, device: str) -> None:
         torch.manual_seed(0)
-        self.settings = Settings.of(accelerator=device, learning_rate=SGD["lr"])
+        self.settings = resolved(Settings.of(accelerator=device, learning_rate=SGD["lr"]), files=False)
         self.device = Device.of(self.settings)
         target = self.device.torch_device
         self.shape = (3, side, side)

@@ -27,6 +27,7 @@ from eyeline.data.sources import ImageData, MemorySplit, load_data
 from eyeline.data.views import Normalization
 from eyeline.distiller import Distiller
 from eyeline.engine.run import is_ours
+from eyeline.engine.trainer import has_native_bf16
 from eyeline.errors import InputError, TrainingStopped
 from eyeline.files import LOCK, locked
 from eyeline.settings import Settings
@@ -109,6 +110,21 @@ def test_a_recipe_repeats_its_run(tmp_path: Path, sample_run: Path) -> None:
     assert main(["distill", "--config", str(sample_run / "recipe.yaml"), "--out", str(again)]) == 0
     for name in ("student.safetensors", "result.json", "model.json", "recipe.yaml"):
         assert (again / name).read_bytes() == (sample_run / name).read_bytes(), name
+
+
+def test_a_recipe_says_what_auto_meant(tmp_path: Path, sample_run: Path) -> None:
+    recipe = yaml.safe_load((sample_run / "recipe.yaml").read_text())
+    precision = "bf16" if has_native_bf16("cpu") else "float32"
+    meant = {"accelerator": "cpu", "devices": 1, "precision": precision, "augmentation": "crop+flip"}
+    meant |= {"learning_rate": 0.1, "weight_decay": 5e-4, "schedule": "step", "view_seed": 0}
+    assert {name: recipe[name] for name in meant} == meant
+    study(tmp_path / "s", methods=["kd"], seeds=[3], epochs=1, optimizer="adamw", precision="auto")
+    whole, one = (
+        yaml.safe_load((tmp_path / "s" / place / "recipe.yaml").read_text()) for place in (".", "kd/seed-3")
+    )
+    meant |= {"learning_rate": 0.05, "weight_decay": 0.05, "schedule": "cosine", "view_seed": 3}
+    assert {name: one[name] for name in meant} == meant
+    assert {name: whole[name] for name in meant} == {**meant, "view_seed": None}  # each seed has its own
 
 
 def test_the_files_of_a_run(sample_run: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from eyeline.data.sources import ImageData, MemorySplit
+from eyeline.settings import Settings
 
 torch.set_num_threads(1)  # on a busy machine more threads wait for each other
 
@@ -61,6 +62,13 @@ SETTINGS: dict[str, Any] = {
     "progress": False,
 }
 """Of a run of 4 epochs of 7 steps."""
+
+
+def resolved(**settings: Any) -> Settings:
+    """As the verbs resolve them for images in memory."""
+    from eyeline.engine import trainer
+
+    return trainer.resolved(Settings.of(**settings), files=False)
 
 
 def cut_off(saves: int, how: str) -> None:

@@ -45,13 +45,12 @@ from eyeline.engine.run import (
 )
 from eyeline.engine.trainer import (
     Device,
-    augmentation,
     console,
     evaluation_stream,
     fit,
+    resolved,
     show_progress,
     targets_by_view,
-    view_seed,
 )
 from eyeline.engine.trainer import remember as fill
 from eyeline.errors import Diverged, InputError, TrainingStopped
@@ -85,6 +84,7 @@ def train(
     if settings.memory is not None:
         raise InputError("memory is for what a teacher answers; train has no teacher")
     listed, load_images = _data(recipe["data"], settings)
+    settings = resolved(settings, files=listed.size is None)
     parts = [_shown(recipe["model"]), listed.name, f"seed-{settings.seed}"]
     path = _out(out, "train", parts, resume, overwrite, recipe["model"])
     network = _seeded(
@@ -102,6 +102,7 @@ def distill(
 ) -> Run:
     method = resolve_method(recipe["method"])
     listed, load_images = _data(recipe["data"], settings)
+    settings = resolved(settings, files=listed.size is None)
     parts = [_shown(recipe["student"]), method_name(method), listed.name, f"seed-{settings.seed}"]
     path = _out(out, "distill", parts, resume, overwrite, recipe["student"], recipe["teacher"])
     _check_memory(settings, path, overwrite)
@@ -149,6 +150,9 @@ def study(
     listed, load_images = _data(recipe["data"], settings)
     student = recipe["student"]
     path = _out(out, "study", [_shown(student), listed.name], resume, overwrite, student, recipe["teacher"])
+    # each seed has views of its own, unless all share a memory
+    own_views: dict[str, Any] = {} if settings.memory else {"view_seed": settings.view_seed}
+    settings = dataclasses.replace(resolved(settings, files=listed.size is None), **own_views)
     _check_memory(settings, path, overwrite)
     teacher = _teacher(recipe["teacher"], listed, recipe["teacher_weights"])
     make = functools.partial(_network, student, listed, settings)
@@ -184,7 +188,7 @@ def study(
                 arguments |= {"method": method, "student_weights": None}
                 place = path / _file_name(name) / f"seed-{seed}"
                 label = f"{name}, seed {seed} ({number}/{len(seeds)})"
-                seeded = dataclasses.replace(settings, seed=seed)
+                seeded = resolved(dataclasses.replace(settings, seed=seed), files=data.size is None)
                 plan.append(_Planned(name, label, place, arguments, seeded))
         if Device.of(settings).fabric.world_size == 1:
             _train_apart(parallel, plan, example, data)
@@ -337,6 +341,7 @@ def _train_apart(parallel: int | None, plan: Sequence[_Planned], example: nn.Mod
 def remember(recipe: dict[str, Any], settings: Settings) -> Path:
     methods = _methods(recipe["methods"])
     listed, load_images = _data(recipe["data"], settings)
+    settings = resolved(settings, files=listed.size is None)
     _check_memory(settings)
     teacher = _teacher(recipe["teacher"], listed, recipe["teacher_weights"])
     example = _network(recipe["student"], listed, settings)
@@ -636,7 +641,6 @@ def _data(given: Any, settings: Settings) -> tuple[ImageData, Loading]:
         say=_say,
         progress=lambda total: show_progress(settings, total, 0, "packing", shown=is_main_process()),
     )
-    augmentation(listed, settings)
 
     @functools.cache
     def loaded() -> ImageData:
@@ -825,17 +829,17 @@ def _memory(
             "teacher": weights_hash(network),
             "data": data.fingerprint("train", times=True),
             "images": len(data.train),
-            "augmentation": augmentation(data, settings),
+            "augmentation": settings.augmentation,
             "image_size": shape,
             "mean": data.mean,
             "std": data.std,
-            "view_seed": view_seed(settings),
-            "precision": "bf16" if device.bf16 else "float32",
+            "view_seed": settings.view_seed,
+            "precision": settings.precision,
             "memory_precision": settings.memory_precision,
             # the other augmentations do not see whether an image was resized before
             **(
-                {"packed": shorter_side(settings.image_size or 224)}
-                if packed and augmentation(data, settings) == "resized-crop"
+                {"packed": shorter_side(settings.image_size)}
+                if packed and settings.augmentation == "resized-crop"
                 else {}
             ),
         },
@@ -997,7 +1001,7 @@ def _architecture(given: Any) -> str | None:
 
 
 def _image_shape(data: ImageData, settings: Settings) -> tuple[int, int, int]:
-    side = settings.image_size or 224
+    side = settings.image_size
     height, width = data.size or (side, side)
     return data.channels, height, width
 

@@ -33,9 +33,7 @@ class Settings:
         "crop+flip: reflect-pad 4, random crop, horizontal flip; resized-crop: as on ImageNet; "
         "auto: crop+flip for images in memory, resized-crop for folders",
     )
-    image_size: int | None = _setting(
-        None, "side in pixels to which images of a folder are cropped (default: 224)"
-    )
+    image_size: int = _setting(224, "side in pixels to which images of a folder are cropped")
     workers: int | None = _setting(None, "processes that decode images of a folder (default: one a core)")
     skip_bad_images: bool = _setting(False, "leave out unreadable images of a folder, and count them")
     packed: str | None = _setting(
@@ -128,6 +126,35 @@ class Settings:
         need(0 < self.gamma <= 1, "gamma", "a factor in (0, 1]")
         need(self.warmup_epochs >= 0, "warmup_epochs", "a number of at least 0")
         need(self.workers is None or self.workers >= 0, "workers", "a whole number of at least 0")
+
+    def resolve(self, *, files: bool, accelerator: str, devices: int, precision: str) -> Settings:
+        """What these settings mean: no ``auto`` is left but that of ``compile``, which is known when training
+        starts, and no None that stands for a number.
+
+        Args:
+            files: whether the data are images in files, not in memory.
+            accelerator: what runs it, as ``cpu``.
+            devices: on how many.
+            precision: float32 or bf16.
+
+        Raises:
+            InputError: the augmentation is not for such data.
+        """
+        if self.augmentation == "resized-crop" and not files:
+            raise InputError(
+                "augmentation 'resized-crop' is for folders of images; for images in memory use 'crop+flip'"
+            )
+        sgd = self.optimizer == "sgd"
+        meant: dict[str, Any] = {
+            "augmentation": "resized-crop" if files else "crop+flip",
+            "learning_rate": 0.1 if sgd else 1e-3,
+            "weight_decay": 5e-4 if sgd else 0.05,
+            "schedule": "step" if sgd else "cosine",
+            "view_seed": self.seed if self.memory is None else 0,  # all seeds share the views of a memory
+        }
+        left = {name: value for name, value in meant.items() if getattr(self, name) in (None, "auto")}
+        left |= {"accelerator": accelerator, "devices": devices, "precision": precision}
+        return dataclasses.replace(self, **left)
 
     @classmethod
     def of(cls, **values: Any) -> Settings:

@@ -32,7 +32,7 @@ from eyeline.errors import InputError, TrainingStopped
 from eyeline.files import LOCK
 from eyeline.objective import Objective
 from eyeline.settings import Settings
-from tiny import SETTINGS, tiny_data, tiny_net
+from tiny import SETTINGS, resolved, tiny_data, tiny_net
 
 FLOAT32 = {**SETTINGS, "precision": "float32"}
 
@@ -52,7 +52,7 @@ def run(
         student.get_submodule(name).register_forward_hook(hook)
     record = RunFolder(folder, {"verb": "distill", **settings}, resume=True)
     with record.claimed():
-        fit(distiller, tiny_data(), Settings.of(**settings), record)
+        fit(distiller, tiny_data(), resolved(**settings), record)
     return distiller
 
 
@@ -71,27 +71,27 @@ def rates(settings: Settings, steps: int = 3) -> list[float]:
 
 def test_the_schedule_of_the_papers() -> None:
     expected = [0.1] * 60 + [0.02] * 60 + [0.004] * 40 + [0.0008] * 40
-    assert rates(Settings()) == pytest.approx(expected, rel=1e-12)
+    assert rates(resolved()) == pytest.approx(expected, rel=1e-12)
     last_step, first_step = 60 * 391 - 1, 60 * 391
-    assert learning_rate_factor(Settings(), last_step, 391) == 1
-    assert learning_rate_factor(Settings(), first_step, 391) == pytest.approx(0.2)
+    assert learning_rate_factor(resolved(), last_step, 391) == 1
+    assert learning_rate_factor(resolved(), first_step, 391) == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize("epochs", [1, 7, 10, 30, 90, 100, 240])
 def test_milestones_fall_at_their_fraction_of_any_number_of_epochs(epochs: int) -> None:
-    settings = Settings(epochs=epochs, milestones=(0.3, 0.6, 0.8), gamma=0.2)
+    settings = resolved(epochs=epochs, milestones=(0.3, 0.6, 0.8), gamma=0.2)
     for epoch, rate in enumerate(rates(settings)):
         passed = sum(10 * epoch >= tenths * epochs for tenths in (3, 6, 8))
         assert rate == pytest.approx(0.1 * 0.2**passed)
 
 
 def test_imagenet_schedule() -> None:
-    settings = Settings(epochs=100, milestones=(0.3, 0.6, 0.9), gamma=0.1)
+    settings = resolved(epochs=100, milestones=(0.3, 0.6, 0.9), gamma=0.1)
     assert rates(settings) == pytest.approx([0.1] * 30 + [0.01] * 30 + [1e-3] * 30 + [1e-4] * 10)
 
 
 def test_cosine_is_that_of_torch() -> None:
-    settings = Settings(epochs=5, schedule="cosine")
+    settings = resolved(epochs=5, schedule="cosine")
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 1.0)
     theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
     for step in range(20):
@@ -102,23 +102,23 @@ def test_cosine_is_that_of_torch() -> None:
 
 def test_warm_up_rises_linearly_to_the_peak() -> None:
     for schedule in ("constant", "cosine", "step"):
-        settings = Settings(epochs=10, schedule=schedule, warmup_epochs=2)
+        settings = resolved(epochs=10, schedule=schedule, warmup_epochs=2)
         ours = [learning_rate_factor(settings, step, 4) for step in range(9)]
         assert ours == pytest.approx([(step + 1) / 9 for step in range(9)])
 
 
 def test_auto_and_constant() -> None:
-    assert rates(Settings(epochs=5, optimizer="adamw"))[2] == pytest.approx(
+    assert rates(resolved(epochs=5, optimizer="adamw"))[2] == pytest.approx(
         0.05 * (1 + math.cos(0.4 * math.pi))
     )
-    assert rates(Settings(epochs=5, optimizer="adamw", schedule="step"))[4] == pytest.approx(0.0008)
-    assert set(rates(Settings(schedule="constant"))) == {0.1}
+    assert rates(resolved(epochs=5, optimizer="adamw", schedule="step"))[4] == pytest.approx(0.0008)
+    assert set(rates(resolved(schedule="constant"))) == {0.1}
 
 
 def test_the_optimizers_of_the_papers() -> None:
-    sgd = make_optimizer(Settings(), [torch.nn.Parameter(torch.zeros(1))]).param_groups[0]
+    sgd = make_optimizer(resolved(), [torch.nn.Parameter(torch.zeros(1))]).param_groups[0]
     assert (sgd["lr"], sgd["momentum"], sgd["weight_decay"], sgd["nesterov"]) == (0.1, 0.9, 5e-4, False)
-    adam = make_optimizer(Settings(optimizer="adamw"), [torch.nn.Parameter(torch.zeros(1))])
+    adam = make_optimizer(resolved(optimizer="adamw"), [torch.nn.Parameter(torch.zeros(1))])
     assert isinstance(adam, torch.optim.AdamW)
     assert (adam.param_groups[0]["lr"], adam.param_groups[0]["weight_decay"]) == (1e-3, 0.05)
 
@@ -129,9 +129,7 @@ def test_the_optimizers_of_the_papers() -> None:
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_training_is_the_plain_loop(tmp_path: Path, optimizer: str) -> None:
     """The same weights as a loop written down here; without dropout, with schedules of rate and weight."""
-    settings = Settings.of(
-        **{**FLOAT32, "optimizer": optimizer, "epochs": 3, "learning_rate": 0.01, "seed": 5}
-    )
+    settings = resolved(**{**FLOAT32, "optimizer": optimizer, "epochs": 3, "learning_rate": 0.01, "seed": 5})
     ours = tiny_net(1, dropout=0.0)
     run(tmp_path, student=ours, **{"optimizer": optimizer, "epochs": 3, "learning_rate": 0.01, "seed": 5})
 
@@ -217,7 +215,7 @@ def test_the_figures_are_means_over_the_images(tmp_path: Path) -> None:
     student = tiny_net(1, dropout=0.0)
     run(tmp_path, student=student, learning_rate=1e-30, epochs=1, weight_decay=0.0, seed=3)
     data, again, teacher = tiny_data(), tiny_net(1, dropout=0.0), tiny_net(2)
-    settings = Settings.of(**{**FLOAT32, "seed": 3})
+    settings = resolved(**{**FLOAT32, "seed": 3})
     distiller = Distiller(again, teacher, "at+kd", ["low", "high"])
     sums = dict.fromkeys(("ce", "kd", "at", "loss", "train_accuracy"), 0.0)
     for batch in training_stream(data, settings, Device.of(settings)).batches(0, 7):
@@ -429,9 +427,8 @@ def test_hardware_that_is_not_there(wrong: dict[str, Any]) -> None:
 
 
 def test_augmentation_for_files_only() -> None:
-    settings = Settings.of(**SETTINGS, augmentation="resized-crop")
     with pytest.raises(InputError, match="'resized-crop' is for folders of images"):
-        training_stream(tiny_data(), settings, Device.of(settings))
+        resolved(**SETTINGS, augmentation="resized-crop")
 
 
 def test_initial_weights_depend_on_the_seed_alone() -> None:

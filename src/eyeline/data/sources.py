@@ -237,7 +237,7 @@ def list_data(
     elif named:
         loaded = (_fashion_mnist if named == "fashion_mnist" else _fashion_mnist_sample)(settings)
     elif isinstance(data, ImageData):
-        side = shorter_side(settings.image_size or 224)
+        side = shorter_side(settings.image_size)
         packed = [split.pixels for split in data.splits.values() if isinstance(split, FileSplit)]
         if any(pixels is not None and pixels.side != side for pixels in packed):
             raise InputError(f"{data.name} was packed for another image_size; load it anew with this one")
@@ -611,7 +611,7 @@ def _readable(
             Path(settings.packed).expanduser(),
             root,
             {name: split.paths for name, split in splits.items()},
-            shorter_side(settings.image_size or 224),
+            shorter_side(settings.image_size),
             check,
             workers=settings.workers,
             say=say,

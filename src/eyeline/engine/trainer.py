@@ -98,6 +98,16 @@ class Device:
         return cls(fabric, bf16)
 
     @property
+    def words(self) -> dict[str, Any]:
+        """What the settings call it."""
+        precision = "bf16" if self.bf16 else "float32"
+        return {
+            "accelerator": self.torch_device.type,
+            "devices": self.fabric.world_size,
+            "precision": precision,
+        }
+
+    @property
     def torch_device(self) -> torch.device:
         return self.fabric.device
 
@@ -112,6 +122,11 @@ class Device:
     def place(self, model: nn.Module) -> nn.Module:
         """Move a network here, in the memory format that convolutions are fastest in."""
         return model.to(self.torch_device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def resolved(settings: Settings, *, files: bool) -> Settings:
+    """What the settings mean on this hardware; ``files``: whether the data are images in files."""
+    return settings.resolve(files=files, **Device.of(settings).words)
 
 
 def has_native_bf16(device: str) -> bool:
@@ -129,12 +144,9 @@ def learning_rate_factor(settings: Settings, step: int, steps_per_epoch: int) ->
     warmup = settings.warmup_epochs * steps_per_epoch
     if step < warmup:
         return (step + 1) / (warmup + 1)
-    schedule = settings.schedule
-    if schedule == "auto":
-        schedule = "step" if settings.optimizer == "sgd" else "cosine"
-    if schedule == "cosine":
+    if settings.schedule == "cosine":
         return (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))) / 2
-    if schedule == "step":
+    if settings.schedule == "step":
         done = (step // steps_per_epoch) / settings.epochs
         return settings.gamma ** sum(done >= milestone - 1e-9 for milestone in settings.milestones)
     return 1.0
@@ -142,12 +154,10 @@ def learning_rate_factor(settings: Settings, step: int, steps_per_epoch: int) ->
 
 def make_optimizer(settings: Settings, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     """SGD as in the papers (momentum, no Nesterov, decay on all parameters), or AdamW."""
-    sgd = settings.optimizer == "sgd"
-    rate = settings.learning_rate if settings.learning_rate is not None else (0.1 if sgd else 1e-3)
-    decay = settings.weight_decay if settings.weight_decay is not None else (5e-4 if sgd else 0.05)
-    if sgd:
-        return torch.optim.SGD(parameters, rate, settings.momentum, weight_decay=decay, fused=True)
-    return torch.optim.AdamW(parameters, rate, weight_decay=decay, fused=True)
+    options: Any = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay, "fused": True}
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(parameters, momentum=settings.momentum, **options)
+    return torch.optim.AdamW(parameters, **options)
 
 
 class _Step(nn.Module):
@@ -185,7 +195,7 @@ def fit(
     memory: Memory | None = None,
     label: str = "",
 ) -> Device:
-    """Train a distiller's student; continue from the folder's checkpoint if there is one.
+    """Train a distiller's student with resolved settings; go on from the folder's checkpoint if there is one.
 
     Writes ``metrics.csv``, ``tensorboard/`` and ``last.ckpt``. Returns where the training ran. With a
     ``memory`` the teacher is asked, at the start of an epoch, for what is not stored of its view.
@@ -541,39 +551,21 @@ def _end_other_processes(fabric: Fabric) -> None:
     processes.clear()  # or Fabric's observer of them would kill this process too, before it can say why
 
 
-def augmentation(data: ImageData, settings: Settings) -> str:
-    """Which one the settings mean for this data."""
-    files = data.size is None
-    if settings.augmentation == "auto":
-        return "resized-crop" if files else "crop+flip"
-    if settings.augmentation == "resized-crop" and not files:
-        raise InputError(
-            "augmentation 'resized-crop' is for folders of images; for images in memory use 'crop+flip'"
-        )
-    return settings.augmentation
-
-
-def view_seed(settings: Settings) -> int:
-    """The seed of the views: that of the run, or one for all runs that share a memory."""
-    if settings.view_seed is not None:
-        return settings.view_seed
-    return settings.seed if settings.memory is None else 0
-
-
 def training_stream(data: ImageData, settings: Settings, device: Device) -> TrainingStream:
     """The training batches that the settings ask for."""
+    assert settings.view_seed is not None  # they are resolved
     return TrainingStream(
         data.train,
         batch_size=settings.batch_size,
-        augmentation=augmentation(data, settings),
+        augmentation=settings.augmentation,
         normalization=Normalization(data.mean, data.std),
         seed=settings.seed,
-        view_seed=view_seed(settings),
+        view_seed=settings.view_seed,
         views=settings.views,
         device=device.torch_device,
         rank=device.fabric.global_rank,
         world=device.fabric.world_size,
-        size=settings.image_size or 224,
+        size=settings.image_size,
         workers=settings.workers,
     )
 
@@ -584,7 +576,7 @@ def evaluation_stream(split: Split, data: ImageData, settings: Settings, device:
         split,
         Normalization(data.mean, data.std),
         device=device.torch_device,
-        size=settings.image_size or 224,
+        size=settings.image_size,
         workers=settings.workers,
     )
 
