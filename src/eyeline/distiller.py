@@ -19,6 +19,7 @@ from eyeline.layers import (
     shared_input_shape,
 )
 from eyeline.losses import Loss, Target
+from eyeline.losses.base import check_labels
 from eyeline.objective import Method, Objective, Terms, apart
 from eyeline.observe import Observer
 
@@ -194,6 +195,10 @@ class Distiller(nn.Module):
             targets: remembered from :meth:`target` for this very view; the teacher is asked for those of the
                 losses that are not given, and does not run if all are.
 
+        Raises:
+            InputError: the labels are no classes (their values are looked at on a CPU only), or an observed
+                layer did not run, or was overwritten.
+
         Under ``nn.DataParallel`` every scalar is a value a device: differentiate ``terms.total.mean()``.
         """
         replica = getattr(self, "_is_replica", False)
@@ -202,6 +207,7 @@ class Distiller(nn.Module):
             if self.observe_teacher is not None:
                 assert self.teacher is not None
                 self.observe_teacher = self.observe_teacher.of_replica(self.teacher)
+        check_labels(labels, len(images))
         targets = targets or {}
         active = self.objective.active
         lacking = [name for name in self.objective.targeted if name in active and name not in targets]

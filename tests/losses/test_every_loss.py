@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import csv
 import math
@@ -14,8 +15,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import eyeline
+from eyeline.data.loaders import Batch
+from eyeline.data.sources import MemorySplit
 from eyeline.distiller import Distiller
 from eyeline.errors import InputError
+from eyeline.evaluate import evaluate
 from eyeline.losses import LOSSES
 from networks import Plain
 from tiny import SETTINGS, TinyNet, tiny_data, tiny_net
@@ -304,3 +308,69 @@ def test_a_study_of_every_method(tmp_path: Path) -> None:
     for entry in run.result["methods"]:
         assert math.isfinite(entry["runs"][0]["train_loss"])
         assert math.isfinite(entry["runs"][0]["test_accuracy"])
+
+
+# --- labels -------------------------------------------------------------------------------------------------
+
+WRONG_LABELS: dict[str, tuple[Any, str]] = {
+    "soft": (
+        torch.eye(3).repeat(2, 1),
+        r"labels are \[6, 3\] for 6 images; .* soft labels are not understood",
+    ),
+    "soft, as many classes as images": (torch.eye(6), r"labels are \[6, 6\] for 6 images; .* soft labels"),
+    "none": (None, r"labels are NoneType; expected \[6\] int64, a class of each image"),
+    "a list": ([0, 1, 2, 0, 1, 2], "labels are list; expected"),
+    "float": (torch.zeros(6), r"labels are float32; expected \[6\] int64"),
+    "int32": (torch.zeros(6, dtype=torch.int32), r"labels are int32; .*labels\.long\(\)"),
+    "one too few": (torch.zeros(5, dtype=torch.int64), r"labels are \[5\] for 6 images; expected \[6\]"),
+    "one for all": (torch.tensor(0), r"labels are \[\] for 6 images"),
+}
+OUT_OF_RANGE = {
+    "a class too many": (torch.tensor([0, 1, 2, 3, 0, 1]), "labels are 0 to 3; expected 0 to 2"),
+    "negative": (torch.tensor([0, 1, 2, -100, 0, 1]), "labels are -100 to 2; expected 0 to 2"),
+}
+wrong_labels = pytest.mark.parametrize("wrong", [*WRONG_LABELS, *OUT_OF_RANGE])
+
+
+@every
+@wrong_labels
+def test_labels_that_are_no_classes(name: str, wrong: str) -> None:
+    labels, message = {**WRONG_LABELS, **OUT_OF_RANGE}[wrong]
+    calls: list[int] = []
+    with make(name) as whole:
+        for network in (whole.student, whole.teacher):
+            if network is not None:
+                network.register_forward_hook(lambda *_: calls.append(1))
+        with pytest.raises(InputError, match=message):
+            whole(batch()[0], labels)
+    assert not calls or wrong in OUT_OF_RANGE  # said before any work
+
+
+@wrong_labels
+@pytest.mark.parametrize("name", ["ce", "gat", "sym", "grad_reg", "cat of every stage", "cam"])
+def test_a_loss_alone_refuses_labels_that_are_no_classes(name: str, wrong: str) -> None:
+    labels, message = {**WRONG_LABELS, **OUT_OF_RANGE}[wrong]
+    method = {"cam": {"classes": "label"}} if name == "cam" else METHODS[name]
+    ours, theirs = students()
+    with Distiller(ours, theirs, method, input_shape=(1, 12, 12)) as whole:
+        targets = whole.target(*batch())
+        seen = whole.observe_student(batch()[0].requires_grad_(), labels)
+        loss: Any = whole.objective.losses[term(name)]
+        if labels is None and name in ("gat", "sym", "grad_reg"):
+            message = "give the labels"
+        with pytest.raises(InputError, match=message):
+            loss(seen, targets.get(term(name), {}), labels)
+
+
+@wrong_labels
+def test_evaluation_refuses_labels_that_are_no_classes(wrong: str) -> None:
+    labels, message = {**WRONG_LABELS, **OUT_OF_RANGE}[wrong]
+    given = Batch(batch()[0], labels, torch.arange(6), 0)
+    with pytest.raises(InputError, match=message):
+        evaluate(students()[0], [given], contextlib.nullcontext)
+
+
+@pytest.mark.parametrize("wrong", WRONG_LABELS)
+def test_a_split_refuses_labels_that_are_no_classes(wrong: str) -> None:
+    with pytest.raises(InputError, match="labels are"):
+        MemorySplit(torch.zeros(6, 1, 4, 4, dtype=torch.uint8), WRONG_LABELS[wrong][0])

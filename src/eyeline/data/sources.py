@@ -385,6 +385,8 @@ def _with_validation(train: Split, validation: Split | None, settings: Settings)
 
 
 def _check_labels(labels: Tensor, count: int) -> None:
+    if not isinstance(labels, Tensor):
+        raise InputError(f"labels are {type(labels).__name__}; expected torch.int64 [{count}]")
     if labels.dtype != torch.int64 or labels.shape != (count,):
         raise InputError(f"labels are {labels.dtype} {list(labels.shape)}; expected torch.int64 [{count}]")
 

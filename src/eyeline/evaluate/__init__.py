@@ -14,6 +14,7 @@ from eyeline.distiller import Distiller
 from eyeline.errors import InputError
 from eyeline.layers import evaluation_mode
 from eyeline.losses import AttentionTransfer
+from eyeline.losses.base import check_labels
 
 
 @torch.no_grad()
@@ -26,7 +27,7 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], autocast: Any) -> dict[
         autocast: a context-manager factory for the precision.
 
     Raises:
-        InputError: there is nothing to evaluate on.
+        InputError: there is nothing to evaluate on, or the labels are no classes.
     """
     sums: list[Tensor] = []
     count = 0
@@ -34,6 +35,7 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], autocast: Any) -> dict[
         for batch in batches:
             with autocast():
                 logits = model(batch.images).float()
+            check_labels(batch.labels, len(batch.images), logits.shape[-1])
             loss = F.cross_entropy(logits, batch.labels, reduction="sum")
             sums.append(torch.stack([loss, (logits.argmax(1) == batch.labels).sum()]))
             count += len(batch.labels)

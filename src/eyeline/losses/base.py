@@ -3,13 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
+from eyeline.errors import InputError
 from eyeline.observe import Observation, Observer
 
 Target = Mapping[str, Tensor]
+
+
+def check_labels(labels: Any, images: int, classes: int | None = None) -> None:
+    """Raise InputError unless ``labels`` are a class of each image: ``[N]`` int64, 0 to K-1.
+
+    Their values are looked at on a CPU only; elsewhere the host would have to wait for them.
+    """
+    expected = f"expected [{images}] int64, a class of each image"
+    if not isinstance(labels, Tensor):
+        raise InputError(f"labels are {type(labels).__name__}; {expected}")
+    if labels.shape != (images,):
+        soft = "; soft labels are not understood, labels.argmax(1) makes classes of them"
+        given = f"labels are {list(labels.shape)} for {images} images; {expected}"
+        raise InputError(given + (soft if labels.ndim == 2 and len(labels) == images else ""))
+    if labels.dtype != torch.int64:
+        dtype = str(labels.dtype).removeprefix("torch.")
+        raise InputError(f"labels are {dtype}; {expected} (labels.long() converts them)")
+    if classes and images and labels.device.type == "cpu" and not torch.compiler.is_compiling():
+        low, high = (int(end) for end in labels.aminmax())
+        if low < 0 or high >= classes:
+            raise InputError(
+                f"labels are {low} to {high}; expected 0 to {classes - 1}, a class of the logits"
+            )
 
 
 class Loss(nn.Module):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from eyeline.attention import normalized, resized
 from eyeline.errors import InputError
-from eyeline.losses.base import Loss, Target
+from eyeline.losses.base import Loss, Target, check_labels
 from eyeline.observe import Observation, Observer
 
 Classes = int | Literal["all", "label"]
@@ -171,6 +171,7 @@ class ClassActivationMapTransfer(Loss):
         assert student.class_maps is not None
         ours, theirs = student.class_maps, target["maps"]
         if self.classes == "label":
+            check_labels(labels, *ours.shape[:2])
             ours, theirs = _chosen(ours, labels[:, None]), _chosen(theirs, labels[:, None])
         elif "classes" in target:
             ours = _chosen(ours, target["classes"])
@@ -258,6 +259,7 @@ class ClassAttentionTransfer(Loss):
         maps = _chosen(student.class_maps, target.get("classes"))
         loss = F.mse_loss(pooled_class_maps(maps, self.resolution, self.normalize), target["maps"])
         if self.stages:
+            check_labels(labels, *student.logits.shape)
             for i, feature in enumerate(student.features):
                 ours = _wide(self.student_maps[i](feature))
                 theirs = _wide(self.teacher_maps[i](target[f"feature{i}"]))

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from eyeline.losses.base import Loss, Target
+from eyeline.losses.base import Loss, Target, check_labels
 from eyeline.observe import Observation
 
 
@@ -17,5 +17,6 @@ class CrossEntropy(Loss):
     needs_teacher = False
 
     def forward(self, student: Observation, target: Target, labels: Tensor) -> Tensor:
+        check_labels(labels, *student.logits.shape)
         logits = student.logits.to(torch.promote_types(student.logits.dtype, torch.float32))
         return F.cross_entropy(logits, labels)

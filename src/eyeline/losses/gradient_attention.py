@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from eyeline.attention import attention_map
 from eyeline.errors import InputError, unknown
 from eyeline.losses.attention_transfer import map_distance
-from eyeline.losses.base import Loss, Target
+from eyeline.losses.base import Loss, Target, check_labels
 from eyeline.observe import Observation, Observer
 
 Statistics = Literal["batch", "running"]
@@ -44,8 +44,10 @@ def loss_gradient(
         One ``J`` of the shape of each tensor of ``wrt``.
 
     Raises:
-        InputError: there is no graph from the logits to ``wrt``, as under ``torch.no_grad()``.
+        InputError: there is no graph from the logits to ``wrt``, as under ``torch.no_grad()``; or the labels
+            are no classes.
     """
+    check_labels(labels, *logits.shape)
     inputs = (wrt,) if isinstance(wrt, Tensor) else wrt
     if not (logits.requires_grad and all(tensor.requires_grad for tensor in inputs)):
         raise InputError(
