@@ -27,22 +27,32 @@ from eyeline.engine.trainer import Device, fit, make_optimizer, resolved, traini
 from eyeline.settings import Settings
 from measure import Result, Variant, interleave
 
-BATCH, SHAPE, CLASSES = 8, (1, 8, 8), 10
+BATCH, SHAPE, CLASSES = 128, (1, 8, 8), 10
 
 
 def measure_engine(steps: int, rounds: int, device: str) -> Result:
-    """What ``fit`` adds to a bare loop, by step: a network so small that little else is left."""
-    with tempfile.TemporaryDirectory() as folder:
-        samples = interleave(
-            {"fit": _fit(steps, device, Path(folder)), "bare loop": _bare_loop(steps, device)},
-            rounds,
-            warmup=1,
-        )
-    overhead = [a - b for a, b in zip(samples["fit"], samples["bare loop"], strict=True)]
-    result = Result("The engine, one step of a linear layer", "s", {**samples, "overhead of fit": overhead})
+    """What ``fit`` does in a step beside the step itself: a network so small that little else is left."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            variants = {
+                "fit": _fit(steps, device, Path(folder)),
+                "distiller in Fabric": _loop(steps, device, wrapped=True),
+                "bare loop": _loop(steps, device, wrapped=False),
+            }
+            samples = interleave(variants, rounds, warmup=1)
+    finally:
+        torch.set_num_threads(threads)
+    for name, other in (("the host's work", "distiller in Fabric"), ("overhead of fit", "bare loop")):
+        samples[name] = [a - b for a, b in zip(samples["fit"], samples[other], strict=True)]
+    result = Result(f"The host's work in a step of a linear layer, {steps * BATCH:,} images", "s", samples)
     result.notes = [
+        "seconds of the processor, on one thread: what other processes do beside it counts little",
         f"fit: an epoch of {steps} steps less one of {steps // 10}, so without start, validation, checkpoint",
-        "bare loop: the same batches, forward, cross entropy, backward, SGD",
+        "bare loop: batches whose images are known, the same views, forward, cross entropy, backward, SGD",
+        "distiller in Fabric: the same, of a Distiller set up by Fabric, as fit does",
+        "the host's work: fit less that; overhead of fit: fit less the bare loop",
     ]
     return result
 
@@ -62,7 +72,8 @@ def noise(images: int, shape: tuple[int, int, int]) -> ImageData:
 
 
 def _settings(device: str) -> Settings:
-    options: dict[str, Any] = {"batch_size": BATCH, "learning_rate": 1e-3, "compile": "off"}
+    options: dict[str, Any] = {"batch_size": BATCH, "learning_rate": 1e-3, "augmentation": "none"}
+    options["compile"] = "off"
     return resolved(Settings.of(accelerator=device, epochs=1, progress=False, **options), files=False)
 
 
@@ -77,9 +88,9 @@ def _fit(steps: int, device: str, folder: Path) -> Variant:
         distiller = Distiller(_network(), method="ce", input_shape=SHAPE)
         run = RunFolder(folder / "run", {"verb": "train"}, overwrite=True)
         with run.claimed():
-            start = time.perf_counter()
+            start = time.process_time()
             fit(distiller, data, _settings(device), run)
-            return time.perf_counter() - start
+            return time.process_time() - start
 
     def per_step() -> float:
         return (seconds(long) - seconds(short)) / (steps - steps // 10)
@@ -87,24 +98,35 @@ def _fit(steps: int, device: str, folder: Path) -> Variant:
     return per_step
 
 
-def _bare_loop(steps: int, device: str) -> Variant:
+def _loop(steps: int, device: str, *, wrapped: bool) -> Variant:
     data, settings = noise(steps * BATCH, SHAPE), _settings(device)
     place = Device.of(settings)
     network = _network().to(place.torch_device)
     optimizer = make_optimizer(settings, list(network.parameters()))
+    if wrapped:
+        distiller, optimizer = place.fabric.setup(
+            Distiller(network, method="ce", input_shape=SHAPE), optimizer
+        )
+
+    stream = training_stream(data, settings, place)
+    batches = [stream.indices(step)[1] for step in range(steps)]
 
     def per_step() -> float:
-        stream = training_stream(data, settings, place)
-        start = time.perf_counter()
-        for batch in stream.batches(0, steps):
-            with place.autocast():
-                loss = F.cross_entropy(network(batch.images).float(), batch.labels)
-            loss.backward()
+        start = time.process_time()
+        for chosen in batches:
+            indices = chosen.to(place.torch_device, non_blocking=True)
+            images = stream.normalization(stream.view(indices, 0, 0))
+            if wrapped:
+                place.fabric.backward(distiller(images, stream.labels[indices]).total)
+            else:
+                with place.autocast():
+                    loss = F.cross_entropy(network(images).float(), stream.labels[indices])
+                loss.backward()
             optimizer.step()
             optimizer.zero_grad()
         if device == "cuda":
             torch.cuda.synchronize()
-        return (time.perf_counter() - start) / steps
+        return (time.process_time() - start) / steps
 
     return per_step
 

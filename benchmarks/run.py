@@ -102,7 +102,7 @@ def measure(section: str, quick: bool, device: str) -> Iterator[Result]:
         case "engine":
             from process import measure_engine
 
-            yield measure_engine(steps=size(2000, 20), rounds=size(10, 2), device=device)
+            yield measure_engine(steps=size(10_000, 20), rounds=size(5, 2), device=device)
         case "start":
             from process import measure_start
 
