@@ -165,7 +165,7 @@ def test_processes_of_a_benchmark_end_with_it(tmp_path: Path, how: signal.Signal
         "def make(place):\n"
         "    with tempfile.TemporaryDirectory(dir=place):\n"
         "        pathlib.Path(place, str(os.getpid())).touch()\n"
-        "        time.sleep(60)\n"
+        "        time.sleep(600)\n"
         "        pathlib.Path(place, 'went on').touch()\n"
     )
     (tmp_path / "running").mkdir()

@@ -569,7 +569,7 @@ def test_replicas_of_data_parallel_give_the_gradient_of_the_halves(
     monkeypatch.setattr(gathering, "Gather", Gather)
 
     halves = [tuple(tensor[part] for tensor in batch) for part in (slice(0, 3), slice(3, 6))]
-    together = threading.Barrier(2, timeout=60)  # each is in the middle of its pass when the other is
+    together = threading.Barrier(2, timeout=600)  # each is in the middle of its pass when the other is
     waiting = distiller.student.stage2.register_forward_hook(lambda *_: (together.wait(), None)[1])
     replicas = replicating.replicate(distiller, [0, 1])
     with ThreadPoolExecutor(2) as pool:

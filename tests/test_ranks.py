@@ -121,7 +121,7 @@ def test_the_tasks_of_slurm_make_one_run(tmp_path: Path) -> None:
             subprocess.Popen(command, env={**os.environ, **variables}, stdout=pipe, stderr=pipe, text=True)
         )
     try:
-        (out, _), (silent, _) = (task.communicate(timeout=300) for task in tasks)
+        (out, _), (silent, _) = (task.communicate(timeout=600) for task in tasks)
     finally:
         for task in tasks:
             task.kill()

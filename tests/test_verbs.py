@@ -725,7 +725,7 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("test accuracy") == 1
@@ -763,7 +763,7 @@ def test_two_processes_read_one_memory(tmp_path: Path) -> None:
             capture_output=True,
             text=True,
             check=False,
-            timeout=300,
+            timeout=600,
         )
         assert done.returncode == 0, done.stderr
         last.append(json.loads((out / "result.json").read_text()))

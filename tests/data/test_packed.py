@@ -342,7 +342,7 @@ def test_killed_while_it_is_written(birds: Path, tmp_path: Path, which: int) -> 
 
     process = fork.Process(target=write_half)
     process.start()
-    process.join(60)
+    process.join(600)
     assert process.exitcode == -signal.SIGKILL
     left = contents(tmp_path / "p")
     assert "packed.json" not in left
@@ -369,7 +369,7 @@ def test_a_full_disk(birds: Path, tmp_path: Path, monkeypatch: Any) -> None:
 
     process = fork.Process(target=limited)
     process.start()
-    process.join(60)
+    process.join(600)
     assert process.exitcode == 0
     assert list(contents(tmp_path / "p")) == [".eyeline.lock"]
     assert whole(load(birds, tmp_path / "p"))
@@ -429,7 +429,7 @@ def test_two_processes_at_once(birds: Path, tmp_path: Path) -> None:
         def meet(*arguments: Any) -> Any:
             found = opened(*arguments)
             if first.pop() if first else False:
-                barrier.wait(30)  # both have seen that there is none
+                barrier.wait(600)  # both have seen that there is none
             return found
 
         module._opened = meet  # type: ignore[assignment]
@@ -439,9 +439,9 @@ def test_two_processes_at_once(birds: Path, tmp_path: Path) -> None:
     processes = [fork.Process(target=together) for _ in range(2)]
     for process in processes:
         process.start()
-    said = [line for _ in processes for line in lines.get(timeout=60)]
+    said = [line for _ in processes for line in lines.get(timeout=600)]
     for process in processes:
-        process.join(60)
+        process.join(600)
     assert [process.exitcode for process in processes] == [0, 0]
     assert sum(line.startswith("packed: 48 images") for line in said) == 1
 

@@ -205,7 +205,7 @@ def another_waits(do: Callable[[], None], folder: Path) -> Iterator[None]:
         process.start()
         assert waiting.wait(60)
         yield
-    process.join(60)
+    process.join(600)
     assert process.exitcode == 0
 
 
@@ -265,11 +265,11 @@ def test_a_lock_goes_with_its_process(tmp_path: Path) -> None:
     children = fork.SimpleQueue()
     process = fork.Process(target=hold)
     process.start()
-    assert held.wait(60)
+    assert held.wait(600)
     assert process.pid is not None
     try:
         os.kill(process.pid, signal.SIGKILL)
-        process.join(60)
+        process.join(600)
         assert [file.name for file in tmp_path.iterdir()] == [LOCK]
         begun(tmp_path)
     finally:
