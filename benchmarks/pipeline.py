@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from eyeline.data.loaders import TrainingStream
-from eyeline.data.sources import MemorySplit, load_data
-from eyeline.data.views import Normalization
+from eyeline.data.batches import TrainingStream
+from eyeline.data.preprocess import Normalization
+from eyeline.data.sources import load_data
+from eyeline.data.splits import MemorySplit
 from eyeline.settings import Settings
 from measure import Result, Variant, interleave
 

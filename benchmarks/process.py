@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import eyeline
-from eyeline.data.sources import ImageData, MemorySplit
+from eyeline.data.splits import ImageData, MemorySplit
 from eyeline.distiller import Distiller
 from eyeline.engine.run import RunFolder
 from eyeline.engine.trainer import Device, fit, make_optimizer, resolved, training_stream

@@ -15,9 +15,9 @@ from eyeline.attention import attention_map
 from eyeline.distiller import Distiller
 from eyeline.engine.compiling import Part, compile_parts, losses_part, student_part, teacher_part
 from eyeline.engine.trainer import Device, make_optimizer, resolved
-from eyeline.layers import find_layers, pair_layers
 from eyeline.losses.attention_transfer import map_distance
 from eyeline.models import create_model
+from eyeline.observe import find_layers, pair_layers
 from eyeline.settings import Settings
 from measure import Result, Variant, interleave
 from worker import Worker

@@ -11,7 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from eyeline.data.sources import FASHION_MNIST_SHA256
+from eyeline.data.sources.fashion_mnist import FASHION_MNIST_SHA256
 
 ASSETS = Path(__file__).resolve().parent.parent / "src" / "eyeline" / "data" / "assets"
 NAME = "wrn_16_2.fashion_mnist"

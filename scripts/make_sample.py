@@ -16,26 +16,29 @@ from typing import Any
 import numpy as np
 from torchvision.datasets import FashionMNIST
 
-from eyeline.data import sources
+import eyeline.data
+from eyeline.data.sources import load_data
+from eyeline.data.sources.fashion_mnist import FASHION_MNIST_SHA256
+from eyeline.data.splits import MemorySplit, balanced_subset
 from eyeline.settings import Settings
 
 SEED, TRAIN, VALIDATION, TEST = 0, 2000, 1000, 5000
-ASSETS = Path(sources.__file__).parent / "assets"
+ASSETS = Path(eyeline.data.__file__).parent / "assets"
 
 
 def main() -> None:
     """Write fashion_mnist_sample.npz and .json into the package's assets."""
-    full = sources.load_data("fashion_mnist", Settings(train_size=TRAIN, split_seed=SEED))
-    held_out = sources.load_data("fashion_mnist", Settings(validation_size=VALIDATION, split_seed=SEED))
+    full = load_data("fashion_mnist", Settings(train_size=TRAIN, split_seed=SEED))
+    held_out = load_data("fashion_mnist", Settings(validation_size=VALIDATION, split_seed=SEED))
     assert full.test is not None
     splits = {
         "train": full.train,
         "validation": held_out.validation,
-        "test": full.test.subset(sources.balanced_subset(full.test.labels, TEST, SEED)),
+        "test": full.test.subset(balanced_subset(full.test.labels, TEST, SEED)),
     }
     arrays: dict[str, Any] = {}
     for name, split in splits.items():
-        assert isinstance(split, sources.MemorySplit)
+        assert isinstance(split, MemorySplit)
         arrays[f"{name}_images"] = split.images[:, 0].numpy()
         arrays[f"{name}_labels"] = split.labels.numpy().astype(np.uint8)
     np.savez_compressed(ASSETS / "fashion_mnist_sample.npz", **arrays)
@@ -47,7 +50,7 @@ def main() -> None:
         "seed": SEED,
         "images": {name: len(split) for name, split in splits.items()},
         "source_md5": dict(FashionMNIST.resources),
-        "unpacked_sha256": sources.FASHION_MNIST_SHA256,
+        "unpacked_sha256": FASHION_MNIST_SHA256,
     }
     (ASSETS / "fashion_mnist_sample.json").write_text(json.dumps(about, indent=2) + "\n")
 

@@ -35,7 +35,9 @@ def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def undecoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eyeline.data.sources._readable", lambda *_: pytest.fail("images were decoded"))
+    monkeypatch.setattr(
+        "eyeline.data.sources.folder._readable", lambda *_: pytest.fail("images were decoded")
+    )
 
 
 ALL = [
@@ -126,7 +128,9 @@ def test_nothing_was_made(undecoded: None, images: Path) -> None:
 def test_a_run_of_another_recipe(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, Any] = {"model": "wrn_10_1", "data": "folder:birds", "out": "run", **COMMON}
     eyeline.train(**given)
-    monkeypatch.setattr("eyeline.data.sources._readable", lambda *_: pytest.fail("images were decoded"))
+    monkeypatch.setattr(
+        "eyeline.data.sources.folder._readable", lambda *_: pytest.fail("images were decoded")
+    )
     with pytest.raises(InputError, match="run holds a run with another recipe"):
         eyeline.train(**{**given, "batch_size": 8}, resume=True)
     (images / "birds" / "owl" / "0.png").unlink()

@@ -22,9 +22,10 @@ from torch import nn
 import eyeline
 from eyeline import jobs
 from eyeline.cli import main
-from eyeline.data.loaders import evaluation_batches
-from eyeline.data.sources import ImageData, MemorySplit, load_data
-from eyeline.data.views import Normalization
+from eyeline.data.batches import evaluation_batches
+from eyeline.data.preprocess import Normalization
+from eyeline.data.sources import load_data
+from eyeline.data.splits import ImageData, MemorySplit
 from eyeline.distiller import Distiller
 from eyeline.engine.run import is_ours
 from eyeline.engine.trainer import has_native_bf16

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eyeline.data.sources import ImageData, MemorySplit
+from eyeline.data.splits import ImageData, MemorySplit
 from eyeline.settings import Settings
 
 torch.set_num_threads(1)  # on a busy machine more threads wait for each other

@@ -61,6 +61,12 @@ def normalized(maps: Tensor, dim: tuple[int, ...] = (1, 2)) -> Tensor:
     return maps / torch.linalg.vector_norm(torch.where(empty, 1, maps), dim=dim, keepdim=True)
 
 
+def relative(tensor: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """Divided by its strongest absolute value over ``dims``, held constant; zeros stay zeros."""
+    peak = tensor.detach().abs().amax(dims, keepdim=True)
+    return tensor / torch.where(peak > 0, peak, 1)
+
+
 def resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize maps ``[N, H, W]``, or ``[N, C, H, W]``, to ``size``, each axis on its own: area average down,
     bilinear up."""
@@ -100,8 +106,7 @@ def _max_map(activation: Tensor, exponent: float, normalize: bool) -> Tensor:
     strongest = activation.abs().max(1).values.to(_map_dtype(activation))
     if not normalize:
         return strongest.pow(exponent)
-    peak = strongest.detach().amax((1, 2), keepdim=True)
-    return normalized((strongest / torch.where(peak > 0, peak, 1)).pow(exponent))
+    return normalized(relative(strongest, (1, 2)).pow(exponent))
 
 
 PIECE = 1 << 19

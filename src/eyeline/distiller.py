@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -10,18 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from eyeline.errors import InputError
-from eyeline.layers import (
-    find_layers,
-    named_layers,
-    named_pairs,
-    pair_layers,
-    probe_output,
-    shared_input_shape,
-)
 from eyeline.losses import Loss, Target
 from eyeline.losses.base import check_labels
 from eyeline.objective import Method, Objective, Terms, apart
-from eyeline.observe import Observer
+from eyeline.observe import Observer, Probe, named_pairs, pair_layers, shared_input_shape
 
 
 class Distiller(nn.Module):
@@ -36,6 +27,7 @@ class Distiller(nn.Module):
         layers: ``"auto"`` (found and paired by resolution), or names: ``"layer3"`` for both networks,
             ``"block2:layer3"`` for the student's and the teacher's.
         input_shape: ``(C, H, W)`` of the images, where it cannot be told from the models.
+        probes: of the student and the teacher, or of networks that they are copies of, where they were made.
 
     ``state_dict()`` holds the student and what the losses learn, not the teacher, which never moves;
     ``load_state_dict`` takes just that.
@@ -62,60 +54,34 @@ class Distiller(nn.Module):
         method: Method = "at+kd",
         layers: str | Sequence[str] = "auto",
         input_shape: tuple[int, int, int] | None = None,
+        *,
+        probes: tuple[Probe | None, Probe | None] = (None, None),
     ) -> None:
         super().__init__()
-        for who, network in (("student", student), ("teacher", teacher)):
-            if not isinstance(network, nn.Module | None):
-                raise InputError(
-                    f"{who} is {network!r}; expected an nn.Module, as eyeline.create_model(NAME) and "
-                    "eyeline.load(RUN) make"
-                )
+        _check_networks(student, teacher)
         self.objective = Objective(method)
         if teacher is None and self.objective.needs_teacher:
             raise InputError(f"method {method!r} needs a teacher; none was given")
-        if teacher is student:
-            raise InputError(
-                "student and teacher are the same object; expected two networks (copy.deepcopy one)"
-            )
         self.student = student
         self.teacher = teacher if self.objective.needs_teacher else None
-        if self.teacher is not None:
-            if input_shape is None:
-                input_shape = shared_input_shape(student, self.teacher)
-            _check_answers(
-                student,
-                self.teacher,
-                input_shape,
-                same_classes=self.objective.needs("logits", of_teacher=True),
-            )
+        if self.teacher is not None and input_shape is None:
+            input_shape = shared_input_shape(student, self.teacher)
         self.input_shape = input_shape
-        needs = self.objective.needs
-        student_layers: Sequence[str] = ()
-        teacher_layers: Sequence[str] = ()
-        if layers != "auto":
-            student_layers, teacher_layers = named_pairs(
-                layers.split(",") if isinstance(layers, str) else layers
-            )
-            if not student_layers:
-                raise InputError(f"layers is {layers!r}; expected 'auto' or names")
-            for network, names in ((student, student_layers), (self.teacher, teacher_layers)):
-                if network is not None:
-                    named_layers(network, names, input_shape)
-        if self.teacher is None or not (needs("features") or needs("pre_activations")):
-            student_layers = teacher_layers = ()
-        elif layers == "auto":
-            pairs = pair_layers(find_layers(student, input_shape), find_layers(self.teacher, input_shape))
-            student_layers = [left.name for left, _ in pairs]
-            teacher_layers = [right.name for _, right in pairs]
-        observe = functools.partial(
-            Observer,
-            input_shape=input_shape,
-            pre_activations=needs("pre_activations"),
-            class_maps=needs("class_maps"),
+        # of a network that learns from labels alone nothing need be known
+        student_probe, teacher_probe = probes[0], None
+        if self.teacher is not None:
+            teacher_probe = probes[1] or Probe(self.teacher, input_shape)
+        if self.teacher is not None or layers != "auto" or self.objective.needs("class_maps"):
+            student_probe = student_probe or Probe(student, input_shape)
+        if student_probe is not None and teacher_probe is not None:
+            same = self.objective.needs("logits", of_teacher=True)
+            _check_answers(student_probe.answer, teacher_probe.answer, same_classes=same)
+        student_layers, teacher_layers = self._layers(layers, student_probe, teacher_probe)
+        self.observe_teacher = (
+            None if self.teacher is None else self._observer(self.teacher, teacher_layers, teacher_probe)
         )
-        self.observe_teacher = observe(self.teacher, teacher_layers) if self.teacher is not None else None
         try:
-            self.observe_student = observe(student, student_layers)
+            self.observe_student = self._observer(student, student_layers, student_probe)
             try:
                 self.objective.setup(self.observe_student, self.observe_teacher)
             except InputError:
@@ -129,6 +95,39 @@ class Distiller(nn.Module):
             self.teacher.eval().requires_grad_(False)
         self.register_state_dict_post_hook(_leave_out_teacher)
         self.register_load_state_dict_pre_hook(_keep_teacher)
+
+    def _layers(
+        self, layers: str | Sequence[str], student: Probe | None, teacher: Probe | None
+    ) -> tuple[Sequence[str], Sequence[str]]:
+        """Names of the student's and the teacher's layers; of none where the losses need none."""
+        ours: Sequence[str] = ()
+        theirs: Sequence[str] = ()
+        if layers != "auto":
+            ours, theirs = named_pairs(layers.split(",") if isinstance(layers, str) else layers)
+            if not ours:
+                raise InputError(f"layers is {layers!r}; expected 'auto' or names")
+            for probe, names in ((student, ours), (teacher, theirs)):
+                if probe is not None:
+                    probe.named(names)
+        needs = self.objective.needs
+        if teacher is None or not (needs("features") or needs("pre_activations")):
+            return (), ()
+        if layers == "auto":
+            assert student is not None
+            pairs = pair_layers(student.layers, teacher.layers)
+            return [left.name for left, _ in pairs], [right.name for _, right in pairs]
+        return ours, theirs
+
+    def _observer(self, network: nn.Module, layers: Sequence[str], probe: Probe | None) -> Observer:
+        needs = self.objective.needs
+        return Observer(
+            network,
+            layers,
+            self.input_shape,
+            pre_activations=needs("pre_activations"),
+            class_maps=needs("class_maps"),
+            probe=probe,
+        )
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
@@ -256,17 +255,24 @@ def ask_teacher(
         return {name: loss.target(seen) for name, loss in asked.items()}
 
 
-def _check_answers(
-    student: nn.Module, teacher: nn.Module, input_shape: tuple[int, int, int] | None, *, same_classes: bool
-) -> None:
-    answers = {"student": probe_output(student, input_shape), "teacher": probe_output(teacher, input_shape)}
-    for who, answer in answers.items():
+def _check_networks(student: nn.Module, teacher: nn.Module | None) -> None:
+    for who, network in (("student", student), ("teacher", teacher)):
+        if not isinstance(network, nn.Module | None):
+            raise InputError(
+                f"{who} is {network!r}; expected an nn.Module, as eyeline.create_model(NAME) and "
+                "eyeline.load(RUN) make"
+            )
+    if teacher is student:
+        raise InputError("student and teacher are the same object; expected two networks (copy.deepcopy one)")
+
+
+def _check_answers(student: tuple[int, ...], teacher: tuple[int, ...], *, same_classes: bool) -> None:
+    for who, answer in (("student", student), ("teacher", teacher)):
         if len(answer) != 1:
             shown = ["N", *answer] if answer else "no tensor"
             raise InputError(f"the {who} answers {shown}; expected logits [N, K] in one tensor")
-    ours, theirs = (answer[0] for answer in answers.values())
-    if same_classes and ours != theirs:
+    if same_classes and student != teacher:
         raise InputError(
-            f"the student answers {ours} classes, the teacher {theirs}; "
+            f"the student answers {student[0]} classes, the teacher {teacher[0]}; "
             "a method that compares classes (kd, gat, cam, cat) needs the same in both ('at' does not)"
         )

@@ -24,8 +24,9 @@ from torchvision.datasets import FashionMNIST
 from eyeline import models
 from eyeline.api import Run
 from eyeline.attention import Reduce, attention_map
-from eyeline.data.sources import ImageData, Loading, list_data
-from eyeline.data.views import CENTRAL, Preprocess, mix, shorter_side
+from eyeline.data.preprocess import CENTRAL, Preprocess, shorter_side
+from eyeline.data.sources import list_data
+from eyeline.data.splits import ImageData
 from eyeline.distiller import Distiller
 from eyeline.engine.processes import how_many, run_apart
 from eyeline.engine.run import (
@@ -57,10 +58,10 @@ from eyeline.errors import Diverged, InputError, TrainingStopped
 from eyeline.evaluate import attention_loss, evaluate
 from eyeline.evaluate.statistics import paired_difference, summary
 from eyeline.files import amount, read_json, write_atomically, write_json
-from eyeline.layers import evaluation_mode, probe_output
 from eyeline.memory import Memory, SharedTeacher, check_folder, target_names, weights_hash
 from eyeline.objective import method_name, resolve_method
-from eyeline.randomness import draws_apart
+from eyeline.observe import Probe, evaluation_mode
+from eyeline.randomness import draws_apart, mix
 from eyeline.ranks import is_main_process
 from eyeline.report.page import write_page
 from eyeline.settings import Settings
@@ -404,7 +405,7 @@ def look(
     weights: str | None,
     settings: Settings,
 ) -> Path:
-    from eyeline.data.sources import read_images
+    from eyeline.data.pictures import read_images
     from eyeline.observe import Observer
     from eyeline.report.pictures import look_figure, save_figure
 
@@ -632,7 +633,7 @@ def _seeded(settings: Settings, make: Callable[[], _Module]) -> _Module:
 # --- what was named -----------------------------------------------------------------------------------------
 
 
-def _data(given: Any, settings: Settings) -> tuple[ImageData, Loading]:
+def _data(given: Any, settings: Settings) -> tuple[ImageData, Callable[[], ImageData]]:
     """The data as listed, and what loads it; what cannot work with it, or on this machine, is refused."""
     Device.of(settings)
     listed, load = list_data(
@@ -675,7 +676,7 @@ def _network(
             )
         if weights is not None:
             models.load_weights(network, weights)
-    answered = probe_output(network, _image_shape(data, settings))
+    answered = Probe(network, _image_shape(data, settings)).answer
     if answered != (len(data.classes),):
         raise InputError(
             f"the network answers {list(answered)} for an image; {data.name} has {len(data.classes)} classes"
@@ -750,7 +751,7 @@ def _check(
     """Show every mistake before a folder is made; the distiller is to be closed."""
     shape = _image_shape(data, settings)
     try:
-        probe_output(teacher.network, shape)
+        Probe(teacher.network, shape)
     except InputError as error:
         size = "x".join(map(str, shape))
         first = next((m for m in teacher.network.modules() if isinstance(m, nn.Conv2d)), None)
@@ -770,7 +771,7 @@ def _check(
         _try_step(trial, shape, len(data.classes))
     distiller = make(student)
     if distiller.objective.needs("logits", of_teacher=True):
-        answered = probe_output(teacher.network, _image_shape(data, settings))
+        answered = Probe(teacher.network, _image_shape(data, settings)).answer
         if answered != (len(data.classes),):
             distiller.close()
             raise InputError(
@@ -1072,7 +1073,7 @@ def _teacher_figures(teacher: _Teacher, data: ImageData, settings: Settings) -> 
     device = Device.of(settings)
     device.place(teacher.network)
     figures: dict[str, Any] = {"model": teacher.name, "parameters": models.parameter_count(teacher.network)}
-    if probe_output(teacher.network, _image_shape(data, settings)) != (len(data.classes),):
+    if Probe(teacher.network, _image_shape(data, settings)).answer != (len(data.classes),):
         return figures  # a teacher of other classes
     for name, split in (("train", data.train), ("test", data.test)):
         if split is not None:
@@ -1113,7 +1114,7 @@ def _draw_attention(
     """
     from torchvision.transforms.functional import to_pil_image
 
-    from eyeline.data.sources import MemorySplit
+    from eyeline.data.splits import MemorySplit
     from eyeline.observe import Observer
     from eyeline.report.pictures import attention_grid, save_figure
     from eyeline.report.tables import display_name

@@ -21,9 +21,11 @@ from torch import Tensor, nn
 
 import eyeline
 from eyeline.data import packed as module
-from eyeline.data.loaders import TrainingStream, evaluation_batches
-from eyeline.data.sources import FileSplit, ImageData, load_data
-from eyeline.data.views import Normalization, SeededTransform, train_transform
+from eyeline.data.batches import TrainingStream, evaluation_batches
+from eyeline.data.preprocess import Normalization
+from eyeline.data.sources import load_data
+from eyeline.data.splits import FileSplit, ImageData
+from eyeline.data.views import SeededTransform, train_transform
 from eyeline.errors import InputError, TrainingStopped
 from eyeline.settings import Settings
 from tiny import SETTINGS

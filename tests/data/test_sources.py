@@ -19,27 +19,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from eyeline.data import sources
-from eyeline.data.sources import (
-    FileSplit,
-    ImageData,
-    MemorySplit,
-    balanced_subset,
-    held_out,
-    load_data,
-    read_images,
-)
-from eyeline.data.views import Preprocess
+import eyeline.data
+from eyeline.data.pictures import read_images
+from eyeline.data.preprocess import Preprocess
+from eyeline.data.sources import fashion_mnist, load_data
+from eyeline.data.sources.registry import SOURCES
+from eyeline.data.splits import FileSplit, ImageData, MemorySplit, Split, balanced_subset, held_out
 from eyeline.errors import InputError
+from eyeline.names import DATA
 from eyeline.settings import Settings
 
 
-def keys(split: sources.Split | None) -> set[bytes]:
+def keys(split: Split | None) -> set[bytes]:
     assert isinstance(split, MemorySplit)
     return {image.numpy().tobytes() for image in split.images}
 
 
-def counts(split: sources.Split) -> list[int]:
+def counts(split: Split) -> list[int]:
     return torch.bincount(split.labels).tolist()
 
 
@@ -50,7 +46,7 @@ def write_images(folder: Path, count: int, extension: str = "png") -> None:
         Image.fromarray(pixels).save(folder / f"{i:03}.{extension}")
 
 
-def names(split: sources.Split | None) -> set[str]:
+def names(split: Split | None) -> set[str]:
     assert isinstance(split, FileSplit)
     return {f"{p.parent.name}/{p.name}" for p in split.paths}
 
@@ -144,7 +140,7 @@ def test_train_size_and_validation_size() -> None:
 
 @pytest.fixture(scope="module")
 def full() -> ImageData:
-    if not sources._DEBIAN.is_dir():
+    if not fashion_mnist._DEBIAN.is_dir():
         pytest.skip("needs the files of Debian's package dataset-fashion-mnist")
     return load_data("fashion_mnist")
 
@@ -169,7 +165,7 @@ def test_sample_is_balanced_and_its_splits_are_disjoint(sample: ImageData) -> No
 
 
 def test_sample_is_small() -> None:
-    asset = Path(sources.__file__).parent / "assets" / "fashion_mnist_sample.npz"
+    asset = Path(eyeline.data.__file__).parent / "assets" / "fashion_mnist_sample.npz"
     assert asset.stat().st_size < 5_000_000
 
 
@@ -212,9 +208,10 @@ def fake_fashion(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
             file.write_bytes(gzip.compress(content))
             sha256[file.stem] = hashlib.sha256(content).hexdigest()
             md5.append((file.name, hashlib.md5(file.read_bytes()).hexdigest()))
-    monkeypatch.setattr(sources, "FASHION_MNIST_SHA256", sha256)
-    monkeypatch.setattr(sources, "_DEBIAN", tmp_path / "debian")
-    monkeypatch.setattr(sources, "_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(fashion_mnist, "FASHION_MNIST_SHA256", sha256)
+    monkeypatch.setattr(fashion_mnist, "_DEBIAN", tmp_path / "debian")
+    monkeypatch.setattr(fashion_mnist, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr("eyeline.data.sources.downloads.CACHE", tmp_path / "cache")
     monkeypatch.setattr(torchvision.datasets.FashionMNIST, "resources", md5)
     return folder
 
@@ -725,3 +722,7 @@ def test_fingerprint_changes_with_pixels_labels_and_classes(birds: Path, tmp_pat
     assert load_data(f"folder:{birds}").fingerprint() == before
     Image.new("RGB", (99, 99)).save(birds / "owl" / "003.png")
     assert load_data(f"folder:{birds}").fingerprint() != before
+
+
+def test_the_names_known_without_pytorch_are_those_of_the_sources() -> None:
+    assert {name.replace(":PATH", ":") for name in DATA} == set(SOURCES)

@@ -11,17 +11,10 @@ from PIL import Image
 from scipy import stats
 from torchvision.transforms import v2
 
-from eyeline.data.views import (
-    CropFlip,
-    Normalization,
-    Preprocess,
-    SeededTransform,
-    epoch_order,
-    mix,
-    random_bits,
-    train_transform,
-)
+from eyeline.data.preprocess import Normalization, Preprocess
+from eyeline.data.views import CropFlip, SeededTransform, train_transform
 from eyeline.errors import InputError
+from eyeline.randomness import epoch_order, mix, random_bits
 from oracles import views as oracle
 
 whole = st.integers(-(2**63), 2**63 - 1)

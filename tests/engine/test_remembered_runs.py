@@ -22,8 +22,9 @@ from torch import Tensor, nn
 import eyeline
 import eyeline.jobs
 import tiny
+from eyeline.data.preprocess import Normalization
 from eyeline.data.sources import load_data
-from eyeline.data.views import CropFlip, Normalization
+from eyeline.data.views import CropFlip
 from eyeline.errors import InputError, TrainingStopped
 from eyeline.losses import LOSSES, Loss, Target
 from eyeline.observe import Observation

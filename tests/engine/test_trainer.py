@@ -14,8 +14,9 @@ from rich.console import Console
 from torch._dynamo.utils import counters
 
 from eyeline import jobs
-from eyeline.data.loaders import Batch
-from eyeline.data.views import CropFlip, Normalization
+from eyeline.data.batches import Batch
+from eyeline.data.preprocess import Normalization
+from eyeline.data.views import CropFlip
 from eyeline.distiller import Distiller
 from eyeline.engine import trainer
 from eyeline.engine.run import RunFolder

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from eyeline import InputError, Observer
-from eyeline.data.loaders import Batch
+from eyeline.data.batches import Batch
 from eyeline.evaluate import attention_loss, evaluate
 from eyeline.functional import attention_transfer_loss
 from networks import Plain

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import eyeline
-from eyeline.data.loaders import Batch
-from eyeline.data.sources import MemorySplit
+from eyeline.data.batches import Batch
+from eyeline.data.splits import MemorySplit
 from eyeline.distiller import Distiller
 from eyeline.errors import InputError
 from eyeline.evaluate import evaluate

@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from eyeline import InputError, Observer, create_model
-from eyeline.layers import Layer, find_layers, named_layers, pair_layers, shared_input_shape
 from eyeline.models import load_weights, parameter_count
 from eyeline.models.staged import StagedNetwork
+from eyeline.observe import Layer, Probe, find_layers, pair_layers, shared_input_shape
 from networks import perturbed
 from oracles.resnet import resnet
 from oracles.shufflenet import shufflenet
@@ -341,7 +341,7 @@ def test_layers_are_found_by_themselves(name: str) -> None:
     last = {shape[1:]: stage for stage, shape in stages.items()}
     assert {layer.name: layer.shape for layer in layers(name)} == {s: stages[s] for s in last.values()}
     assert not any(layer.overwritten for layer in layers(name))
-    assert [layer.shape for layer in named_layers(network(name), names)] == NETWORKS[name][1]
+    assert [layer.shape for layer in Probe(network(name)).named(names)] == NETWORKS[name][1]
     assert list(last.values()) == names or name.startswith("vgg")
 
 

@@ -26,7 +26,8 @@ import numpy as np
 from PIL import Image, ImageFile
 from torch import Tensor
 
-from eyeline.data.views import FORMATS, decode, resize
+from eyeline.data.images import FORMATS, decode
+from eyeline.data.preprocess import resize
 from eyeline.errors import InputError, TrainingStopped
 from eyeline.files import LOCK, amount, is_left_over, locked, writing
 
@@ -93,7 +94,7 @@ def packed_copy(
 ) -> tuple[dict[str, Pixels], dict[Path, str]]:
     """Open the packed copy of images, by split; make it if there is none, or it is damaged.
 
-    Each image is decoded as :func:`~eyeline.data.views.decode` does and, if its shorter side is longer than
+    Each image is decoded as :func:`~eyeline.data.images.decode` does and, if its shorter side is longer than
     ``side``, resized to that as for the evaluation view, which so is the same bit for bit.
 
     Args:

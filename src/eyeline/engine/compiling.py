@@ -17,10 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from eyeline.distiller import Distiller
-from eyeline.layers import evaluation_mode
 from eyeline.losses import Target
 from eyeline.memory import weights_hash
-from eyeline.observe import Observation
+from eyeline.observe import Observation, evaluation_mode
 
 _FEW_STEPS = 200  # in which to measure would cost more than it could tell
 _MEASURED = 1.0  # seconds, or three times

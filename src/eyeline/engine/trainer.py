@@ -26,9 +26,9 @@ from rich.table import Column
 from rich.text import Text
 from torch import Tensor, nn
 
-from eyeline.data.loaders import Batch, TrainingStream, evaluation_batches
-from eyeline.data.sources import ImageData, Split
-from eyeline.data.views import Normalization, mix
+from eyeline.data.batches import Batch, TrainingStream, evaluation_batches
+from eyeline.data.preprocess import Normalization
+from eyeline.data.splits import ImageData, Split
 from eyeline.distiller import Distiller
 from eyeline.engine.allocator import keep_freed_memory
 from eyeline.engine.compiling import (
@@ -44,7 +44,7 @@ from eyeline.errors import Diverged, InputError, TrainingStopped
 from eyeline.evaluate import evaluate
 from eyeline.losses import Target
 from eyeline.memory import Encoded, Memory, SharedTeacher, target_names
-from eyeline.randomness import draws_apart, seed_draws
+from eyeline.randomness import draws_apart, mix, seed_draws
 from eyeline.ranks import started
 from eyeline.settings import Settings
 

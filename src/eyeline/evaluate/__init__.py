@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eyeline.data.loaders import Batch
+from eyeline.data.batches import Batch
 from eyeline.distiller import Distiller
 from eyeline.errors import InputError
-from eyeline.layers import evaluation_mode
 from eyeline.losses import AttentionTransfer
 from eyeline.losses.base import check_labels
+from eyeline.observe import evaluation_mode
 
 
 @torch.no_grad()

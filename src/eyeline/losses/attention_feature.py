@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eyeline.errors import unknown
+from eyeline.losses._common import wide
 from eyeline.losses.base import Loss, Target
 from eyeline.observe import Observation, Observer
 
@@ -94,11 +95,7 @@ class AttentionFeatureTransfer(Loss):
             ours = self.align[i](F.adaptive_avg_pool2d(ours, size))
             theirs = F.adaptive_avg_pool2d(theirs, size)
             with torch.no_grad():
-                expected = attention_feature(_wide(self.embed[i](theirs)), _wide(theirs), self.binary)
-            seen = attention_feature(_wide(self.embed[i](ours)), _wide(ours), self.binary)
+                expected = attention_feature(wide(self.embed[i](theirs)), wide(theirs), self.binary)
+            seen = attention_feature(wide(self.embed[i](ours)), wide(ours), self.binary)
             losses.append(F.mse_loss(seen, expected))
         return torch.stack(losses).sum()
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

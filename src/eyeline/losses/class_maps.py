@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eyeline.attention import normalized, resized
+from eyeline.attention import resized
 from eyeline.errors import InputError
+from eyeline.losses._common import unit, wide
 from eyeline.losses.base import Loss, Target, check_labels
 from eyeline.observe import Observation, Observer
 
@@ -52,8 +53,8 @@ def class_activation_map_loss(student: Tensor, teacher: Tensor, min_max: bool = 
         InputError: the images or classes differ.
     """
     _check_classes(student, teacher)
-    target = resized(_wide(teacher.detach()), (student.shape[2], student.shape[3]))
-    return (_unit(_wide(student), min_max) - _unit(target, min_max)).square().mean()
+    target = resized(wide(teacher.detach()), (student.shape[2], student.shape[3]))
+    return (_normalized(wide(student), min_max) - _normalized(target, min_max)).square().mean()
 
 
 def class_attention_loss(
@@ -87,27 +88,22 @@ def class_attention_loss(
 
 def binarized(maps: Tensor) -> Tensor:
     """``1[x > mean over H, W of |x|]`` for each sample and class: ``[N, K, H, W]`` of 0 and 1."""
-    maps = _wide(maps)
+    maps = wide(maps)
     return (maps > maps.abs().mean((2, 3), keepdim=True)).to(maps.dtype)
 
 
 def pooled_class_maps(maps: Tensor, resolution: int, normalize: bool) -> Tensor:
     """Class maps ``[N, K, H, W]`` -> ``[N, K, resolution, resolution]``, each of unit norm if asked."""
-    maps = F.adaptive_avg_pool2d(_wide(maps), resolution)
-    return _unit(maps, min_max=False) if normalize else maps
+    maps = F.adaptive_avg_pool2d(wide(maps), resolution)
+    return _normalized(maps, min_max=False) if normalize else maps
 
 
-def _unit(maps: Tensor, min_max: bool) -> Tensor:
+def _normalized(maps: Tensor, min_max: bool) -> Tensor:
     if min_max:
         least = maps.amin((2, 3), keepdim=True)
         span = maps.amax((2, 3), keepdim=True) - least
         maps = (maps - least) / torch.where(span > 0, span, 1)
-    peak = maps.detach().abs().amax((2, 3), keepdim=True)
-    return normalized(maps / torch.where(peak > 0, peak, 1), (2, 3))
-
-
-def _wide(maps: Tensor) -> Tensor:
-    return maps.to(torch.promote_types(maps.dtype, torch.float32))
+    return unit(maps, (2, 3))
 
 
 def _check_classes(student: Tensor, teacher: Tensor) -> None:
@@ -261,8 +257,8 @@ class ClassAttentionTransfer(Loss):
         if self.stages:
             check_labels(labels, *student.logits.shape)
             for i, feature in enumerate(student.features):
-                ours = _wide(self.student_maps[i](feature))
-                theirs = _wide(self.teacher_maps[i](target[f"feature{i}"]))
+                ours = wide(self.student_maps[i](feature))
+                theirs = wide(self.teacher_maps[i](target[f"feature{i}"]))
                 seen = (theirs.detach().sigmoid() > 0.5).to(ours.dtype)
                 loss = loss + F.mse_loss(
                     pooled_class_maps(ours, self.resolution, self.normalize),

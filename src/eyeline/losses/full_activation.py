@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eyeline.attention import normalized, resized
+from eyeline.attention import resized
 from eyeline.errors import InputError
+from eyeline.losses._common import unit, wide
 from eyeline.losses.attention_transfer import Reduction, check_reduction, default_weight, distance
 from eyeline.losses.base import Loss, Target
 from eyeline.observe import Observation, Observer
@@ -35,15 +36,9 @@ def full_activation_loss(student: Tensor, teacher: Tensor, reduction: Reduction 
     check_reduction(reduction)
     _check_channels(student, teacher)
     with torch.autocast(student.device.type, enabled=False):
-        target = resized(_wide(teacher.detach()), (student.shape[2], student.shape[3]))
+        target = resized(wide(teacher.detach()), (student.shape[2], student.shape[3]))
         dims = (1, 2, 3)
-        return distance(_unit(_wide(student), dims), _unit(target, dims), reduction)
-
-
-def _unit(activation: Tensor, dims: tuple[int, ...]) -> Tensor:
-    # relative to the strongest value, so that no square over- or underflows
-    peak = activation.detach().abs().amax(dims, keepdim=True)
-    return normalized(activation / torch.where(peak > 0, peak, 1), dims)
+        return distance(unit(wide(student), dims), unit(target, dims), reduction)
 
 
 def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -62,8 +57,8 @@ def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
         InputError: the number of channels differs.
     """
     _check_channels(student, teacher)
-    target = resized(_wide(teacher.detach()), (student.shape[2], student.shape[3]))
-    return F.mse_loss(_wide(student), target)
+    target = resized(wide(teacher.detach()), (student.shape[2], student.shape[3]))
+    return F.mse_loss(wide(student), target)
 
 
 def _check_channels(student: Tensor, teacher: Tensor) -> None:
@@ -72,10 +67,6 @@ def _check_channels(student: Tensor, teacher: Tensor) -> None:
             f"activations of shape {list(student.shape)} and {list(teacher.shape)}; expected the same images "
             "and channels (a 1x1 convolution on the student's can make them equal)"
         )
-
-
-def _wide(activation: Tensor) -> Tensor:
-    return activation.to(torch.promote_types(activation.dtype, torch.float32))
 
 
 class FullActivationTransfer(Loss):

@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from eyeline.attention import relative
 from eyeline.errors import InputError
+from eyeline.losses._common import wide
 from eyeline.losses.base import Loss, Target
 from eyeline.observe import Observation
 
@@ -35,10 +37,8 @@ def similarity_preserving_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _similarities(activation: Tensor) -> Tensor:
-    flat = activation.to(torch.promote_types(activation.dtype, torch.float32)).flatten(1)
     # relative to the strongest value of the batch, so that no square over- or underflows
-    peak = flat.detach().abs().amax()
-    flat = flat / torch.where(peak > 0, peak, 1)
+    flat = relative(wide(activation).flatten(1), (0, 1))
     return F.normalize(flat @ flat.T, dim=1)
 
 

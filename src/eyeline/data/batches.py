@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from eyeline.data.sources import FileSplit, MemorySplit, Split
-from eyeline.data.views import CropFlip, Normalization, SeededTransform, epoch_order, train_transform
+from eyeline.data.preprocess import Normalization
+from eyeline.data.splits import FileSplit, MemorySplit, Split
+from eyeline.data.views import CropFlip, SeededTransform, train_transform
 from eyeline.errors import InputError
+from eyeline.randomness import epoch_order
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ def evaluation_batches(
 ) -> Iterator[Batch]:
     """The images of a split once, in their order, as they are (files: the central crop).
 
-    Also the view of :class:`~eyeline.data.views.Preprocess`, bit for bit.
+    Also the view of :class:`~eyeline.data.preprocess.Preprocess`, bit for bit.
     """
     device = torch.device(device)
     chunks = torch.arange(len(split)).split(batch_size)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from eyeline.double_backward import TwiceDifferentiable
 from eyeline.errors import InputError
-from eyeline.layers import Layer, Place, find_head, find_layers, find_pre_activations, named_layers
+from eyeline.observe.layer import Head, Layer, Place
+from eyeline.observe.probe import Probe
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Observer:
             taken from the model (timm's ``pretrained_cfg``) or tried out.
         pre_activations: see what the layers' activation functions are given as well.
         class_maps: see the class-activation maps as well.
+        probe: of this network, or of one that it is a copy of, where it was made already.
 
     Raises:
         InputError: a layer does not exist or does not answer a 4-D tensor; no layer can be found; there are
@@ -76,19 +78,18 @@ class Observer:
         *,
         pre_activations: bool = False,
         class_maps: bool = False,
+        probe: Probe | None = None,
     ) -> None:
         self.model = model
-        self.layers: tuple[Layer, ...]
-        if layers == "auto":
-            self.layers = find_layers(model, input_shape)
-        else:
-            names = [name.strip() for name in layers.split(",")] if isinstance(layers, str) else layers
-            self.layers = named_layers(model, names, input_shape)
+        self.layers: tuple[Layer, ...] = ()
+        self._pre_activations: tuple[Place, ...] = ()
+        self.head: Head | None = None
+        if layers or class_maps:
+            probe = probe or Probe(model, input_shape)
+            self.layers = probe.layers if layers == "auto" else probe.named(_names(layers))
+            self._pre_activations = probe.pre_activations(self.layers) if pre_activations else ()
+            self.head = probe.head if class_maps else None
         self._features = tuple(Place(layer.name, "output", layer.overwritten) for layer in self.layers)
-        self._pre_activations = (
-            find_pre_activations(model, self.layers, input_shape) if pre_activations else ()
-        )
-        self.head = find_head(model, input_shape) if class_maps else None
         self._seen: dict[Place, Tensor] = {}
         self._versions: dict[Place, int] = {}
         self._recording = False
@@ -186,3 +187,7 @@ class Observer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _names(layers: str | Sequence[str]) -> Sequence[str]:
+    return [name.strip() for name in layers.split(",")] if isinstance(layers, str) else layers

@@ -10,17 +10,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from eyeline.data.loaders import Batch, TrainingStream, evaluation_batches
-from eyeline.data.sources import FileSplit, MemorySplit
-from eyeline.data.views import (
-    CropFlip,
-    Normalization,
-    Preprocess,
-    SeededTransform,
-    epoch_order,
-    train_transform,
-)
+from eyeline.data.batches import Batch, TrainingStream, evaluation_batches
+from eyeline.data.preprocess import Normalization, Preprocess
+from eyeline.data.splits import FileSplit, MemorySplit
+from eyeline.data.views import CropFlip, SeededTransform, train_transform
 from eyeline.errors import InputError
+from eyeline.randomness import epoch_order
 from tiny import tiny_split
 
 PLAIN = Normalization((0.0,), (1.0,))

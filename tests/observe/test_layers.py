@@ -14,21 +14,41 @@ import torchvision
 from torch import Tensor, nn
 
 from eyeline import InputError, create_model
-from eyeline.layers import (
+from eyeline.observe import (
+    Head,
     Layer,
+    Place,
+    Probe,
     evaluation_mode,
-    find_head,
     find_layers,
-    find_pre_activations,
-    named_layers,
     named_pairs,
     pair_layers,
-    probe_output,
     shared_input_shape,
 )
 from networks import Answers, Plain
 
 SMALL = (3, 64, 64)
+
+
+Shape = tuple[int, int, int] | None
+
+
+def named_layers(model: nn.Module, names: list[str], shape: Shape = None) -> tuple[Layer, ...]:
+    return Probe(model, shape).named(names)
+
+
+def find_head(model: nn.Module, shape: Shape = None) -> Head:
+    return Probe(model, shape).head
+
+
+def find_pre_activations(
+    model: nn.Module, layers: tuple[Layer, ...], shape: Shape = None
+) -> tuple[Place, ...]:
+    return Probe(model, shape).pre_activations(layers)
+
+
+def probe_output(model: nn.Module, shape: Shape = None) -> tuple[int, ...]:
+    return Probe(model, shape).answer
 
 
 def found(model: nn.Module, shape: tuple[int, int, int] | None = SMALL) -> dict[str, tuple[int, ...]]:
@@ -408,7 +428,7 @@ def test_input_shape_is_found() -> None:
     odd = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2 * 15 * 11, 4))
     assert probe_output(odd, (1, 17, 13)) == (4,)
     with pytest.raises(
-        InputError, match=r"Sequential does not run on a blank image.*give input_shape=\(C, H, W\)"
+        InputError, match=r"Sequential does not run on an image.*give input_shape=\(C, H, W\)"
     ):
         probe_output(odd)
     assert probe_output(Answers(lambda z: {"logits": z}), SMALL) == ()
