@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -91,7 +92,7 @@ def test_help_of_all(capsys: pytest.CaptureFixture[str]) -> None:
     assert max(map(len, texts[0].splitlines())) <= 80
     assert all(f"\n  {verb} " in texts[0] for verb in api.VERBS)
     assert main(["help", "train"]) == 0
-    assert "usage: eyeline train MODEL DATA" in capsys.readouterr().out
+    assert "Usage: eyeline train MODEL DATA" in capsys.readouterr().out
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"eyeline {__version__}\n"
 
@@ -218,6 +219,18 @@ def test_a_recipe_and_what_stands_beside_it(called: dict[str, Any], tmp_path: Pa
         ("train m d --optimizer adam", "unknown optimizer 'adam'; did you mean 'adamw'? (adamw, sgd)"),
         ("train m d --data", "--data needs a value: a text"),
         ("train m d --epochs 1 2", "--epochs takes one value, got '1 2'"),
+        ("train m d --epochs 1 --epochs 2", "--epochs takes one value, got '1 2'"),
+        (
+            "train m d --out my run",
+            "'run' is one argument too many; expected at most 3 without a name (model, data, out)",
+        ),
+        ("train m d --seed --epochs 3", "--seed needs a value: a whole number"),
+        ("train m d --resume o", "resume is 'o'; expected true or false"),
+        ("train m d --no-out", "unknown option --no-out; did you mean --out? (eyeline train --help)"),
+        ("train m d -- x", "unknown option -- (eyeline train --help)"),
+        ("train m d --out.x 3", "unknown option --out.x; did you mean --out? (eyeline train --help)"),
+        ("--foo", "unknown command '--foo' (demo, distill, look, remember, report, study, train)"),
+        ("--completion tcsh", 'Invalid value "tcsh" for SHELL. Choose from: "bash", "zsh", "fish".'),
         (
             "train m d o p",
             "'p' is one argument too many; expected at most 3 without a name (model, data, out)",
@@ -289,8 +302,40 @@ def test_a_mistake_of_ours_is_not_hidden(monkeypatch: Any) -> None:
         main(["report", "x"])
 
 
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_knows_the_verbs_and_their_options(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--completion", shell]) == 0
+    script = capsys.readouterr().out
+    for word in (*api.VERBS, "learning_rate", "adamw", "validate_every", "config"):
+        assert word in script
+    if shutil.which(shell):
+        assert subprocess.run([shell, "-n"], input=script, text=True, check=False).returncode == 0
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="bash is not there")
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        ("eyeline d", {"demo", "distill"}),
+        ("eyeline train m d --lea", {"--learning_rate"}),
+        ("eyeline train m d --optimizer ", {"sgd", "adamw"}),
+        ("eyeline train m d --resume ", {"true", "false"}),
+        ("eyeline train --config r", {"recipe.yaml"}),
+        ("eyeline train m d --out r", {"recipe.yaml"}),
+    ],
+)
+def test_completion_in_bash(words: str, completed: set[str], tmp_path: Path, capsys: Any) -> None:
+    main(["--completion", "bash"])
+    (tmp_path / "recipe.yaml").touch()
+    given = words.split(" ")
+    call = f"COMP_WORDS=({' '.join(repr(w) for w in given)}); COMP_CWORD={len(given) - 1}; _eyeline eyeline"
+    script = capsys.readouterr().out + f"\n{call}\nprintf '%s\\n' \"${{COMPREPLY[@]}}\""
+    done = subprocess.run(["bash"], input=script, capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert set(done.stdout.split()) == completed
+
+
 def test_help_into_a_pipe_that_closes() -> None:
     command = f"{sys.executable} -m eyeline distill --help | head -1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
-    assert done.stdout.startswith("usage: eyeline distill")
+    assert done.stdout.startswith("Usage: eyeline distill")
     assert done.stderr == ""

@@ -7,7 +7,6 @@ The verbs (``train``, ``distill``, ``study``, ``remember``, ``look``, ``report``
 from __future__ import annotations
 
 import importlib
-import importlib.abc
 import importlib.util
 import sys
 from types import ModuleType
@@ -54,7 +53,7 @@ if TYPE_CHECKING:
     from eyeline.settings import Settings as Settings
 
 
-class _RegisterWithTimm(importlib.abc.MetaPathFinder):
+class _RegisterWithTimm:  # importlib.abc has the class of such, and takes longer than all of this
     """Makes our networks known to timm as soon as anybody imports timm; does not import it itself."""
 
     asking = False

@@ -139,6 +139,22 @@ def parse_yaml(text: str) -> Any:
         raise InputError(str(error).splitlines()[0]) from error
 
 
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The arguments that a YAML file holds.
+
+    Raises:
+        InputError: it cannot be read, or holds something else.
+    """
+    try:
+        content = parse_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+        raise InputError(f"cannot read the recipe {path}: {reason}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"the recipe {path} holds no arguments; expected YAML, a line 'name: value' each")
+    return content
+
+
 @functools.cache
 def _loader() -> Any:
     import yaml

@@ -267,3 +267,23 @@ def study_markdown(study: Mapping[str, Any]) -> str:
 
 def _markdown(text: str) -> str:
     return html.escape(text, quote=False).replace("|", "\\|").replace("\n", " ")
+
+
+def show(folder: Path, result: Mapping[str, Any]) -> None:
+    """Print what came out of a run, in a line, or of a study, in a table."""
+    if result.get("kind") == "study":
+        from rich.console import Console
+
+        from eyeline.engine.run import PAGE
+
+        shown = Console()
+        shown.print(study_table(result))
+        shown.print(protocol(result), highlight=False, markup=False)
+        print(f"\nThe page with the curves and the attention maps: {(folder / PAGE).resolve()}")
+        return
+    figures = [
+        f"{split} accuracy {100 * result[f'{split}_accuracy']:.2f} %"
+        for split in ("test", "validation")
+        if result.get(f"{split}_accuracy") is not None
+    ]
+    print(f"{folder}: {', '.join(figures)}")
