@@ -12,10 +12,18 @@ from hypothesis import settings
 if str(Path(__file__).parent) not in sys.path:
     sys.path.insert(0, str(Path(__file__).parent))  # `from oracles.attention import ...`
 
+from tiny import save_tiny_data
+
 torch.set_num_threads(1)  # the tensors of the tests are tiny: more threads only wait for each other
 
 settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """60 tiny images to train on, for runs whose data must have a name."""
+    return save_tiny_data(tmp_path_factory.mktemp("tiny"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -103,13 +103,13 @@ def test_processes_that_would_not_train_together_are_refused(
         Device.of(Settings(accelerator="cpu", devices=devices))
 
 
-def test_the_tasks_of_slurm_make_one_run(tmp_path: Path) -> None:
+def test_the_tasks_of_slurm_make_one_run(tmp_path: Path, tiny_folder: str) -> None:
     """The first one alone writes, and speaks."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = ["train", "wrn_10_1", "fashion_mnist_sample", "--train_size=60", "--batch_size=20", "--epochs=1"]
-    words += ["--accelerator=cpu", "--devices=2", f"--out={tmp_path / 'run'}"]
+    words = ["train", "wrn_10_1", tiny_folder, "--image_size=12", "--workers=0", "--batch_size=20"]
+    words += ["--epochs=1", "--accelerator=cpu", "--devices=2", f"--out={tmp_path / 'run'}"]
     tasks = []
     for task in ("0", "1"):
         variables = {**SLURM, "SLURM_PROCID": task, "SLURM_LOCALID": task, "SLURM_NODELIST": "127.0.0.1"}

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from eyeline.data.splits import ImageData, MemorySplit
@@ -51,6 +53,17 @@ def tiny_split(size: int, seed: int, side: int = 12) -> MemorySplit:
 def tiny_data(train: int = 50, test: int | None = 20) -> ImageData:
     splits = tiny_split(train, 1), tiny_split(21, 2), None if test is None else tiny_split(test, 3)
     return ImageData("tiny", ("a", "b", "c"), (0.25,), (0.2,), *splits, channels=1, size=(12, 12))
+
+
+def save_tiny_data(folder: Path, train: int = 60) -> str:
+    """Write the images as files, and name them as the command line does."""
+    data = tiny_data(train)
+    for name, split in data.splits.items():
+        for index, (image, label) in enumerate(zip(split.images, split.labels.tolist(), strict=True)):
+            place = folder / name / data.classes[label]
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image[0].numpy()).save(place / f"{index}.png")
+    return f"folder:{folder}"
 
 
 SETTINGS: dict[str, Any] = {

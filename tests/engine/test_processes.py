@@ -15,26 +15,18 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 
 import eyeline
 from eyeline.engine import processes
 from eyeline.errors import InputError, TrainingStopped
-from tiny import tiny_data
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def study(tmp_path_factory: pytest.TempPathFactory, tiny_folder: str) -> dict[str, Any]:
     """Arguments of a study whose parts have names: a folder of images and a teacher trained on it."""
     folder = tmp_path_factory.mktemp("named")
-    images = tiny_data(60)
-    for name, split in images.splits.items():
-        for index, (image, label) in enumerate(zip(split.images, split.labels.tolist(), strict=True)):
-            place = folder / "data" / name / images.classes[label]
-            place.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image[0].numpy()).save(place / f"{index}.png")
     common = {
-        "data": f"folder:{folder / 'data'}",
+        "data": tiny_folder,
         "image_size": 12,
         "epochs": 2,
         "batch_size": 20,

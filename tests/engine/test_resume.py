@@ -24,10 +24,15 @@ from eyeline.objective import resolve_method
 from tiny import SETTINGS, tiny_data, tiny_net
 
 TESTS = Path(tiny.__file__).parent
-RECIPE = [
-    *("--data", "fashion_mnist_sample", "--train_size", "60", "--batch_size", "20", "--epochs", "2"),
-    *("--checkpoint_every", "2", "--accelerator", "cpu", "--progress", "false"),
-]
+
+
+@pytest.fixture
+def recipe(tiny_folder: str) -> list[str]:
+    """Of a run of 2 epochs of 3 steps, for another process."""
+    return [
+        *("--data", tiny_folder, "--image_size", "12", "--workers", "0", "--batch_size", "20"),
+        *("--epochs", "2", "--checkpoint_every", "2", "--accelerator", "cpu", "--progress", "false"),
+    ]
 
 
 def cut_off(saves: int, how: str, *words: str) -> subprocess.CompletedProcess[str]:
@@ -149,9 +154,9 @@ def test_two_runs_are_the_same_and_seeds_differ(tmp_path: Path, whole: Path) -> 
     assert metrics(tmp_path / "other") != metrics(whole)
 
 
-def test_a_killed_distillation_goes_on_to_the_same_student(tmp_path: Path) -> None:
-    words = ["distill", "wrn_10_1", *RECIPE, "--method", "at+kd"]
-    assert main(["train", "wrn_10_1", *RECIPE, "--epochs", "1", "--out", str(tmp_path / "teacher")]) == 0
+def test_a_killed_distillation_goes_on_to_the_same_student(tmp_path: Path, recipe: list[str]) -> None:
+    words = ["distill", "wrn_10_1", *recipe, "--method", "at+kd"]
+    assert main(["train", "wrn_10_1", *recipe, "--epochs", "1", "--out", str(tmp_path / "teacher")]) == 0
     words += ["--teacher", str(tmp_path / "teacher")]
     assert main([*words, "--out", str(tmp_path / "whole")]) == 0
     killed = cut_off(
@@ -166,8 +171,8 @@ def test_a_killed_distillation_goes_on_to_the_same_student(tmp_path: Path) -> No
     assert not (tmp_path / "cut" / "last.ckpt").exists()
 
 
-def test_two_processes_go_on_to_the_same_figures(tmp_path: Path) -> None:
-    words = ["train", "wrn_10_1", *RECIPE, "--devices", "2"]
+def test_two_processes_go_on_to_the_same_figures(tmp_path: Path, recipe: list[str]) -> None:
+    words = ["train", "wrn_10_1", *recipe, "--devices", "2"]
     whole = cut_off(99, "after", *words, "--out", str(tmp_path / "whole"))
     assert whole.returncode == 0, whole.stderr
     cut = cut_off(1, "after", *words, "--out", str(tmp_path / "cut"))  # at step 2 of 3 of the first epoch
@@ -181,8 +186,8 @@ def test_two_processes_go_on_to_the_same_figures(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["term", "int"])
-def test_a_signal_saves_and_says_how_to_go_on(tmp_path: Path, how: str) -> None:
-    words = ["train", "wrn_10_1", *RECIPE, "--out", str(tmp_path / "run")]
+def test_a_signal_saves_and_says_how_to_go_on(tmp_path: Path, recipe: list[str], how: str) -> None:
+    words = ["train", "wrn_10_1", *recipe, "--out", str(tmp_path / "run")]
     stopped = cut_off(1, how, *words)
     assert stopped.returncode == 130
     assert stopped.stderr.splitlines()[-1] == (
