@@ -16,6 +16,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from eyeline.evaluate.statistics import correct
 from eyeline.report import read_study, study_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,6 +58,7 @@ def together(studies: list[dict[str, Any]]) -> dict[str, Any]:
             raise SystemExit("the studies differ in the student alone: they are not of one protocol")
         first["methods"] += methods
         first["recipe"]["methods"] |= other["recipe"]["methods"]
+    correct(entry["difference"] for entry in first["methods"] if "difference" in entry)  # over all of them
     return first
 
 

@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,9 @@ from eyeline.distiller import Distiller
 from eyeline.engine.run import is_ours
 from eyeline.engine.trainer import has_native_bf16
 from eyeline.errors import InputError, TrainingStopped
+from eyeline.evaluate import Evaluation
+from eyeline.evaluate.answers import read_answers
+from eyeline.evaluate.statistics import holm, paired_difference
 from eyeline.files import LOCK, locked
 from eyeline.settings import Settings
 from tiny import SETTINGS, TinyNet, tiny_data, tiny_net, tiny_split
@@ -131,7 +135,7 @@ def test_a_recipe_says_what_auto_meant(tmp_path: Path, sample_run: Path) -> None
 def test_the_files_of_a_run(sample_run: Path) -> None:
     assert sorted(p.name for p in sample_run.iterdir()) == [
         *("environment.json", "metrics.csv", "model.json", "recipe.yaml", "result.json"),
-        *("student.safetensors", "tensorboard"),
+        *("student.safetensors", "tensorboard", "test_answers.safetensors"),
     ]
     environment = json.loads((sample_run / "environment.json").read_text())
     assert environment["versions"]["eyeline"] == eyeline.__version__
@@ -389,6 +393,7 @@ def test_study_json(studied: Path) -> None:
                 "attention_loss",
                 "validation_accuracy",
                 "test_accuracy",
+                "teacher_agreement",
             ):
                 assert run[name] == result[name] is not None
                 values = [r[name] for r in entry["runs"]]
@@ -400,12 +405,70 @@ def test_study_json(studied: Path) -> None:
         difference = entry["difference"]
         each = [r["test_accuracy"] - b for r, b in zip(entry["runs"], baseline, strict=True)]
         assert difference["mean"] == pytest.approx(np.mean(each))
-        if np.ptp(each) < 1e-9:
-            assert difference["low"] is None
-        else:
-            assert difference["low"] < difference["mean"] < difference["high"]
-        assert difference["seeds"] == 2
+        ours, theirs = (
+            np.stack(
+                [read_answers(studied / run["run"] / "test_answers.safetensors")[1] for run in m["runs"]]
+            )
+            for m in (entry, content["methods"][0])
+        )
+        expected = paired_difference(ours, theirs)
+        assert difference | {"p_holm": None} == expected
+        assert (difference["seeds"], difference["images"]) == (2, 20)
+    tested = [entry["difference"] for entry in content["methods"][1:] if entry["difference"]["p"] is not None]
+    assert [each["p_holm"] for each in tested] == holm([each["p"] for each in tested])
     assert Image.open(studied / "attention.png").format == "PNG"
+
+
+def answered(network: nn.Module, data: ImageData) -> torch.Tensor:
+    assert isinstance(data.test, MemorySplit)
+    with torch.no_grad():
+        return network.eval()(Normalization(data.mean, data.std)(data.test.images)).argmax(1)
+
+
+def test_every_answer_to_a_test_image_is_kept(studied: Path) -> None:
+    data = tiny_data()
+    assert data.test is not None
+    theirs = answered(tiny_net(2), data)
+    classes, right = read_answers(studied / "teacher_answers.safetensors")
+    assert torch.equal(classes, theirs)
+    for method in ("ce", "kd", "at"):
+        folder = studied / method / "seed-1"
+        classes, right = read_answers(folder / "test_answers.safetensors")
+        assert torch.equal(classes, answered(eyeline.load(folder, TinyNet()), data))
+        assert right.tolist() == (classes == data.test.labels).tolist()
+        result = json.loads((folder / "result.json").read_text())
+        assert result["test_accuracy"] == pytest.approx(right.mean())
+        assert result["teacher_agreement"] == pytest.approx((classes == theirs).double().mean().item())
+
+
+def test_a_study_without_answers_gets_them_when_it_goes_on(
+    tmp_path: Path, studied: Path, capsys: Any
+) -> None:
+    shutil.copytree(studied, tmp_path / "s")
+    for file in tmp_path.glob("s/*/seed-*/test_answers.safetensors"):
+        file.unlink()
+    for file in tmp_path.glob("s/*/seed-*/result.json"):
+        kept = json.loads(file.read_text())
+        del kept["teacher_agreement"]
+        file.write_text(json.dumps(kept))
+    run = study(tmp_path / "s", resume=True)
+    assert capsys.readouterr().err.count("kept no answers to the test images") == 6
+    assert run.result["methods"] == json.loads((studied / "study.json").read_text())["methods"]
+    for file in studied.rglob("*_answers.safetensors"):
+        assert (tmp_path / "s" / file.relative_to(studied)).read_bytes() == file.read_bytes()
+
+
+def test_what_is_said_without_test_images_or_with_a_teacher_of_other_classes(tmp_path: Path) -> None:
+    untested = study(tmp_path / "a", data=tiny_data(test=None), methods=["at"], seeds=1, epochs=1)
+    assert not list((tmp_path / "a").rglob("*_answers.safetensors"))
+    assert all("difference" not in entry for entry in untested.result["methods"])
+    other = study(tmp_path / "b", teacher=tiny_net(2, classes=7), methods=["at"], seeds=1, epochs=1)
+    assert [entry["runs"][0]["teacher_agreement"] for entry in other.result["methods"]] == [None, None]
+    assert not (tmp_path / "b" / "teacher_answers.safetensors").exists()
+    assert (tmp_path / "b" / "at" / "seed-0" / "test_answers.safetensors").exists()
+    difference = other.result["methods"][1]["difference"]
+    assert difference["mean"] is not None
+    assert {difference[key] for key in ("low", "high", "p", "p_holm", "p_flips")} == {None}
 
 
 def test_no_method_may_be_called_as_what_a_study_writes(studied: Path) -> None:
@@ -415,8 +478,8 @@ def test_no_method_may_be_called_as_what_a_study_writes(studied: Path) -> None:
 
 
 def test_a_figure_that_is_not_finite_is_missing(tmp_path: Path, monkeypatch: Any) -> None:
-    def overflows(*given: Any) -> dict[str, float]:
-        return {"accuracy": 0.5, "loss": float("inf")}
+    def overflows(*given: Any) -> Evaluation:
+        return Evaluation(0.5, float("inf"), torch.zeros(20, dtype=torch.int64))
 
     monkeypatch.setattr(jobs, "evaluate", overflows)
     run = study(tmp_path / "s", methods=["kd"], seeds=1, epochs=1)

@@ -179,7 +179,7 @@ def study(
     out: str | None = None,
     *,
     methods: Sequence[str | Mapping[str, Any]] | str | Mapping[str, Any] = ["kd", "at", "at+kd"],
-    seeds: int | Sequence[int] = 5,
+    seeds: int | Sequence[int] = 6,
     layers: str | Sequence[str] = "auto",
     teacher_weights: str | None = None,
     parallel: int | None = None,
@@ -197,7 +197,7 @@ def study(
         data: fashion_mnist, fashion_mnist_sample, cifar10, cifar100, folder:PATH, or (in Python) a data set
         out: folder of the study (default: under runs/)
         methods: what to compare: a list of method strings, or a mapping from a name of yours to a method
-        seeds: how many (0, 1, ...), or a list of them
+        seeds: how many (0, 1, ...), or a list of them; with fewer than 6 no difference is significant
         layers: auto, or names: layer3, or student_layer:teacher_layer
         teacher_weights: checkpoint of a teacher that is given by name (safetensors)
         parallel: runs trained at once, in processes that share the cores (default: measured, on a CPU)
@@ -356,7 +356,7 @@ def demo(
 
     Args:
         out: folder of the study
-        seeds: how many (0, 1, ...), or a list of them (default: 5, with full 3)
+        seeds: how many (0, 1, ...), or a list of them (default: 6)
         full: train everything, teacher included, on the whole of Fashion-MNIST (hours)
         resume: continue the demo that is in the folder
         overwrite: replace the demo that is in the folder

@@ -15,6 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 import yaml
 from safetensors.torch import save as to_safetensors
@@ -30,11 +31,13 @@ from eyeline.data.splits import ImageData
 from eyeline.distiller import Distiller
 from eyeline.engine.processes import how_many, run_apart
 from eyeline.engine.run import (
+    ANSWERS,
     CHECKPOINT,
     MODEL,
     PAGE,
     RESULT,
     STUDY,
+    TEACHER_ANSWERS,
     RunFolder,
     claimed,
     environment,
@@ -55,8 +58,9 @@ from eyeline.engine.trainer import (
 )
 from eyeline.engine.trainer import remember as fill
 from eyeline.errors import Diverged, InputError, TrainingStopped
-from eyeline.evaluate import attention_loss, evaluate
-from eyeline.evaluate.statistics import paired_difference, summary
+from eyeline.evaluate import Evaluation, attention_loss, evaluate
+from eyeline.evaluate.answers import read_answers, write_answers
+from eyeline.evaluate.statistics import correct, paired_difference, summary
 from eyeline.files import amount, read_json, write_atomically, write_json
 from eyeline.memory import Memory, SharedTeacher, check_folder, target_names, weights_hash
 from eyeline.objective import method_name, resolve_method
@@ -77,6 +81,8 @@ class _Teacher:
 
     name: str
     network: nn.Module
+    tested: dict[str, Evaluation | None] = dataclasses.field(default_factory=dict)
+    """On the test images, once it was asked; None for a teacher of other classes."""
 
 
 def train(
@@ -216,15 +222,14 @@ def study(
         if not is_main_process():
             return Run(path, {})
         figures = _teacher_figures(teacher, data, settings)
-        baseline = [run["test_accuracy"] for run in runs[BASELINE]]
-        entries = []
-        for name in methods:
-            entry: dict[str, Any] = {"method": name, "runs": runs[name], "summary": _summaries(runs[name])}
-            if name != BASELINE and None not in baseline:
-                entry["difference"] = paired_difference(
-                    [run["test_accuracy"] for run in runs[name]], baseline
-                )
-            entries.append(entry)
+        if data.test is not None and (tested := _tested(teacher, data, settings, Device.of(settings))):
+            write_answers(path / TEACHER_ANSWERS, tested.answers, data.test.labels)
+        differences = {} if data.test is None else _differences(path, runs)
+        entries = [
+            {"method": name, "runs": runs[name], "summary": _summaries(runs[name])}
+            | ({"difference": differences[name]} if name in differences else {})
+            for name in methods
+        ]
         content = {
             "kind": "study",
             "verb": "study",
@@ -504,6 +509,8 @@ def _run(
     shape = _image_shape(data, settings)
     with folder.claimed() as result:
         if result is not None:
+            if data.test is not None and not (folder.path / ANSWERS).exists() and is_main_process():
+                result = _test_again(folder, student, teacher, data, settings)
             return Run(folder.path, result, _own(given, student))
         if data.skipped:
             _say(_left_out(data.skipped))
@@ -563,16 +570,59 @@ def _finish(
         "validation_accuracy": last["validation_accuracy"],
         "validation_loss": last["validation_loss"],
         "attention_loss": _attention_loss(student, teacher, data, settings, device, layers),
-        "test_accuracy": None,
-        "test_loss": None,
+        **_test(folder, student, teacher, data, settings, device),
     }
     if teacher:
         result["teacher"] = {"model": teacher.name, "parameters": models.parameter_count(teacher.network)}
-    if data.test is not None:
-        figures = evaluate(student, evaluation_stream(data.test, data, settings, device), device.autocast)
-        result |= {"test_accuracy": figures["accuracy"], "test_loss": figures["loss"]}
     write_json(folder.path / RESULT, result)
     (folder.path / CHECKPOINT).unlink(missing_ok=True)  # the run is done: its weights lie beside it
+
+
+def _test(
+    folder: RunFolder,
+    student: nn.Module,
+    teacher: _Teacher | None,
+    data: ImageData,
+    settings: Settings,
+    device: Device,
+) -> dict[str, float | None]:
+    """The figures on the test images; each answer is kept."""
+    if data.test is None:
+        return dict.fromkeys(("test_accuracy", "test_loss", "teacher_agreement"))
+    measured = evaluate(student, evaluation_stream(data.test, data, settings, device), device.autocast)
+    write_answers(folder.path / ANSWERS, measured.answers, data.test.labels)
+    theirs = None if teacher is None else _tested(teacher, data, settings, device)
+    same = None if theirs is None else float((measured.answers == theirs.answers).double().mean())
+    return {"test_accuracy": measured.accuracy, "test_loss": measured.loss, "teacher_agreement": same}
+
+
+def _test_again(
+    folder: RunFolder, student: nn.Module, teacher: _Teacher | None, data: ImageData, settings: Settings
+) -> dict[str, Any]:
+    """The result of a finished run that kept no answers, as an earlier version left it: now it does."""
+    card = read_json(folder.path / MODEL, "a finished run")
+    models.load_weights(student, folder.path / card["weights"])
+    device = Device.of(settings)
+    device.place(student)
+    _say(f"{folder.path} kept no answers to the test images: its weights are asked again")
+    same = _test(folder, student, teacher, data, settings, device)["teacher_agreement"]
+    result = {**(folder.result or {}), "teacher_agreement": same}
+    write_json(folder.path / RESULT, result)
+    return result
+
+
+def _tested(teacher: _Teacher, data: ImageData, settings: Settings, device: Device) -> Evaluation | None:
+    """The teacher on the test images, asked once; none for a teacher of other classes."""
+    assert data.test is not None
+    if "test" not in teacher.tested:
+        device.place(teacher.network)
+        ours = Probe(teacher.network, _image_shape(data, settings)).answer == (len(data.classes),)
+        teacher.tested["test"] = (
+            evaluate(teacher.network, evaluation_stream(data.test, data, settings, device), device.autocast)
+            if ours
+            else None
+        )
+    return teacher.tested["test"]
 
 
 def _attention_loss(
@@ -1075,20 +1125,35 @@ def _teacher_figures(teacher: _Teacher, data: ImageData, settings: Settings) -> 
     figures: dict[str, Any] = {"model": teacher.name, "parameters": models.parameter_count(teacher.network)}
     if Probe(teacher.network, _image_shape(data, settings)).answer != (len(data.classes),):
         return figures  # a teacher of other classes
-    for name, split in (("train", data.train), ("test", data.test)):
-        if split is not None:
-            measured = evaluate(
-                teacher.network, evaluation_stream(split, data, settings, device), device.autocast
-            )
-            figures |= {f"{name}_accuracy": measured["accuracy"], f"{name}_loss": measured["loss"]}
+    trained = evaluate(
+        teacher.network, evaluation_stream(data.train, data, settings, device), device.autocast
+    )
+    tested = None if data.test is None else _tested(teacher, data, settings, device)
+    for name, measured in (("train", trained), ("test", tested)):
+        if measured is not None:
+            figures |= {f"{name}_accuracy": measured.accuracy, f"{name}_loss": measured.loss}
     return figures
 
 
-_FIGURES = ("train_loss", "train_accuracy", "attention_loss", "validation_accuracy", "test_accuracy")
+_FIGURES = (
+    *("train_loss", "train_accuracy", "attention_loss", "validation_accuracy", "test_accuracy"),
+    "teacher_agreement",
+)
 
 
 def _study_figures(result: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: result[name] for name in _FIGURES}
+    return {name: result.get(name) for name in _FIGURES}
+
+
+def _differences(path: Path, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Of each method to the student alone, from the answers that the runs kept."""
+    right = {
+        name: np.stack([read_answers(path / run["run"] / ANSWERS)[1] for run in each])
+        for name, each in runs.items()
+    }
+    found = {name: paired_difference(right[name], right[BASELINE]) for name in right if name != BASELINE}
+    correct(found.values())
+    return found
 
 
 def _summaries(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -41,17 +41,18 @@ def test_accuracy_and_loss_by_hand(size: int) -> None:
     ]
     right = sum(p.index(max(p)) == y for p, y in zip(probabilities, labels.tolist(), strict=True))
     figures = evaluate(model, batches(images, labels, size), contextlib.nullcontext)
-    assert figures["accuracy"] == right / 11
+    assert figures.accuracy == right / 11
+    assert figures.answers.tolist() == [p.index(max(p)) for p in probabilities]
     assert 0 < right < 11
-    assert figures["loss"] == pytest.approx(sum(losses) / 11, rel=1e-5)
+    assert figures.loss == pytest.approx(sum(losses) / 11, rel=1e-5)
 
 
 def test_precision_is_that_of_the_context() -> None:
     model, (images, labels) = Plain(), split(6)
     full = evaluate(model, batches(images, labels, 4), contextlib.nullcontext)
     low = evaluate(model, batches(images, labels, 4), lambda: torch.autocast("cpu", torch.bfloat16))
-    assert low["loss"] != full["loss"]
-    assert low["loss"] == pytest.approx(full["loss"], rel=0.05)
+    assert low.loss != full.loss
+    assert low.loss == pytest.approx(full.loss, rel=0.05)
 
 
 def test_network_is_left_as_it_was() -> None:
@@ -119,4 +120,4 @@ def test_logits_are_compared_with_labels_in_single_precision() -> None:
     figures = evaluate(model, batches(images.bfloat16(), labels, 6), contextlib.nullcontext)
     with torch.no_grad():
         expected = F.cross_entropy(model.eval()(images.bfloat16()).float(), labels).item()
-    assert figures["loss"] == pytest.approx(expected, rel=1e-6)
+    assert figures.loss == pytest.approx(expected, rel=1e-6)

@@ -69,25 +69,29 @@ def _entry(study: dict[str, Any], method: str) -> dict[str, Any]:
 
 
 def _set(study: dict[str, Any], **differences: tuple[float, float | None, float | None]) -> dict[str, Any]:
-    """Keep these methods and give them these differences."""
+    """Keep these methods and give them these differences, significant where the interval leaves 0 out."""
     study["methods"] = [e for e in study["methods"] if e["method"] in {"ce", *differences}]
     for method, (mean, low, high) in differences.items():
-        _entry(study, method)["difference"] = {"mean": mean, "low": low, "high": high, "seeds": 5}
+        p = None if low is None or high is None else 0.03 if low * high > 0 else 0.3
+        _entry(study, method)["difference"] = {"mean": mean, "low": low, "high": high, "seeds": 6} | {
+            "p_holm": p,
+            "p_flips": p,
+        }
     return study
 
 
 def test_headline_of_one_method(study: dict[str, Any]) -> None:
     better = _set(study, at=(0.018, 0.009, 0.027))
     assert study_findings(better)[0] == (
-        "AT beats the student alone by 1.8 points (95 % interval 0.9 to 2.7, 5 seeds)"
+        "AT beats the student alone by 1.8 points (95 % interval 0.9 to 2.7, 6 seeds)"
     )
     undecided = _set(study, at=(0.003, -0.005, 0.011))
     assert study_findings(undecided)[0] == (
-        "AT: no difference to the student alone shown: +0.3 points (95 % interval −0.5 to 1.1, 5 seeds)"
+        "AT: no difference to the student alone shown: +0.3 points (95 % interval −0.5 to 1.1, 6 seeds)"
     )
     worse = _set(study, at=(-0.012, -0.02, -0.004))
     assert study_findings(worse)[0] == (
-        "AT falls short of the student alone by 1.2 points (95 % interval −2.0 to −0.4, 5 seeds)"
+        "AT falls short of the student alone by 1.2 points (95 % interval −2.0 to −0.4, 6 seeds)"
     )
     single = _set(study, at=(0.018, None, None))
     single["methods"][-1]["difference"]["seeds"] = 1
@@ -190,8 +194,8 @@ def test_missing_figures_are_an_en_dash(study_folder: Path) -> None:
     for entry in study["methods"]:
         entry["summary"] = {}
         for run in entry["runs"]:
-            run.update(test_accuracy=None, train_loss=None, attention_loss=None)
-    _entry(study, "at")["difference"] = {"mean": None, "low": None, "high": None, "seeds": 5}
+            run.update(test_accuracy=None, train_loss=None, attention_loss=None, teacher_agreement=None)
+    _entry(study, "at")["difference"] = dict.fromkeys(("mean", "low", "high", "p_holm", "p_flips"))
     study["environment"]["clock"] = None
     (study_folder / "study.json").write_text(json.dumps(study), encoding="utf-8")
     read = _Reader(study_page(study_folder))

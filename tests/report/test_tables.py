@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import io
 import json
 import math
@@ -15,6 +16,7 @@ import pytest
 from rich.console import Console
 
 from eyeline.errors import InputError
+from eyeline.evaluate.statistics import holm
 from eyeline.report import tables
 from eyeline.report.tables import (
     MISSING,
@@ -51,28 +53,34 @@ def test_cells_say_what_the_study_says(study: dict[str, Any]) -> None:
     entry["summary"]["train_accuracy"]["mean"] = 0.998
     entry["summary"]["train_loss"]["mean"] = 0.0183
     entry["summary"]["attention_loss"]["mean"] = 2.14e-4
-    entry["difference"] = {"mean": 0.0181, "low": 0.0092, "high": 0.0270, "seeds": 5}
+    entry["summary"]["teacher_agreement"]["mean"] = 0.7776
+    entry["difference"] |= {"mean": 0.0181, "low": 0.0092, "high": 0.0270}
     row = next(row for row in study_rows(study) if row.method == "AT")
-    assert row == ("AT", "175 k", "0.0183", "99.8", "2.1e-4", "75.9 ± 0.4", "+1.8 [+0.9, +2.7]", "better")
+    figures = ("175 k", "0.0183", "99.8", "2.1e-4", "77.8", "75.9 ± 0.4", "+1.8 [+0.9, +2.7]")
+    assert row == ("AT", *figures, "better")
     teacher = study_rows(study)[0]
-    assert teacher == ("teacher", "691 k", "0.0561", "98.2", MISSING, "93.4", MISSING, "")
+    assert teacher == ("teacher", "691 k", "0.0561", "98.2", MISSING, MISSING, "93.4", MISSING, "")
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "expected"),
+    ("mean", "changes", "expected"),
     [
-        (0.001, 0.02, "better"),
-        (-0.02, -0.001, "worse"),
-        (-0.001, 0.02, "not significant"),
-        (0.0, 0.02, "not significant"),  # the interval contains its ends
-        (-0.02, 0.0, "not significant"),
-        (None, None, "no interval"),
-        (math.nan, math.nan, "no interval"),
+        (0.01, {}, "better"),
+        (-0.01, {}, "worse"),
+        (0.01, {"p_holm": 0.06}, "not significant"),  # of one method alone it would be
+        (0.01, {"p_flips": 0.0625}, "not significant"),
+        (0.01, {"low": -0.001, "p_holm": 0.2, "p_flips": 0.2}, "not significant"),
+        (0.01, {"low": None, "high": None, "p_holm": None, "p_flips": None}, "no interval"),
+        (0.01, {"low": math.nan}, "no interval"),
+        (0.01, {"p_holm": None}, "no interval"),  # not tested
     ],
 )
-def test_verdict(study: dict[str, Any], low: float | None, high: float | None, expected: str) -> None:
-    _entry(study, "at")["difference"] = {"mean": 0.01, "low": low, "high": high, "seeds": 5}
-    assert next(row for row in study_rows(study) if row.method == "AT").verdict == expected
+def test_verdict(study: dict[str, Any], mean: float, changes: dict[str, Any], expected: str) -> None:
+    tested = {"mean": mean, "low": mean - 0.005, "high": mean + 0.005, "p_holm": 0.05, "p_flips": 0.03125}
+    _entry(study, "at")["difference"] = tested | changes
+    row = next(row for row in study_rows(study) if row.method == "AT")
+    assert row.verdict == expected
+    assert ("[" in row.difference) == (expected != "no interval")
     undecided = expected in ("not significant", "no interval")
     assert (expected in study_markdown(study).split("\n\n")[0].split("| AT |")[1].split("\n")[0]) == undecided
 
@@ -89,7 +97,7 @@ def test_terminal_table_at_80_columns_cuts_nothing(study: dict[str, Any]) -> Non
 
 def test_terminal_table_keeps_long_names_and_wide_intervals_whole(study: dict[str, Any]) -> None:
     _entry(study, "at")["method"] = "a-method-with-a-very-long-name-indeed"
-    _entry(study, "kd")["difference"] = {"mean": -0.1234, "low": -0.2345, "high": -0.1111, "seeds": 5}
+    _entry(study, "kd")["difference"] |= {"mean": -0.1234, "low": -0.2345, "high": -0.1111}
     text = _printed(study)
     assert "…" not in text
     assert "−12.3" in text
@@ -116,12 +124,35 @@ def test_markdown_escapes_and_has_as_many_cells_in_every_line(study: dict[str, A
 def test_protocol_names_data_seeds_epochs(study: dict[str, Any]) -> None:
     text = protocol(study)
     assert text.startswith("fashion_mnist_sample, 500 labelled training images, 1,000 validation images, ")
-    assert "5,000 test images, 5 seeds, 60 epochs" in text
+    assert "5,000 test images, 6 seeds, 60 epochs" in text
     assert "\n" not in text
     study["recipe"]["views"] = 60
     assert protocol(study) == text
     study["recipe"]["views"] = 20
     assert "60 epochs, 20 views of each training image. Means" in protocol(study)
+
+
+def test_protocol_says_what_is_tested(study: dict[str, Any], study_maker: Any, tmp_path: Path) -> None:
+    text = protocol(study)
+    assert text.endswith(
+        "paired by seed and image, with its 95 % t interval over seeds and test images as two crossed "
+        "samples; not significant: p above 0.05 in the t-test of that interval, after Holm's correction over "
+        "3 methods, or in the sign-flip test over the 6 seeds."
+    )
+    assert "Agreement: test images that get the teacher's answer." in text
+    for entry in study["methods"]:
+        entry["summary"].pop("teacher_agreement")
+        for run in entry["runs"]:
+            run["teacher_agreement"] = None
+    assert "Agreement" not in protocol(study)
+    few = read_study(study_maker(tmp_path / "few", seeds=5))
+    assert protocol(few).endswith("over the 5 seeds, which cannot be significant with fewer than 6.")
+    assert {row.verdict for row in study_rows(few)} == {"", "not significant"}
+    for entry in study["methods"]:
+        entry.pop("difference", None)
+    assert protocol(study).endswith(
+        "it has no interval without test images, with one seed, or where all seeds agree in it."
+    )
 
 
 def test_one_seed_has_no_spread_and_no_interval(study_maker: Callable[..., Path], tmp_path: Path) -> None:
@@ -131,6 +162,7 @@ def test_one_seed_has_no_spread_and_no_interval(study_maker: Callable[..., Path]
         assert "[" not in row.difference
         assert row.verdict == "no interval"
     assert "1 seed," in protocol(study)
+    assert "no interval" in protocol(study)
 
 
 def test_missing_figures_are_an_en_dash(study: dict[str, Any]) -> None:
@@ -138,11 +170,11 @@ def test_missing_figures_are_an_en_dash(study: dict[str, Any]) -> None:
     del entry["difference"]
     entry["summary"] = {}
     for run in entry["runs"]:
-        run.update(test_accuracy=None, train_loss=math.nan, attention_loss=None, train_accuracy=math.inf)
+        run.update(dict.fromkeys(run, None) | {"train_loss": math.nan, "train_accuracy": math.inf})
     study["teacher"] = {"model": "x"}
     row = next(row for row in study_rows(study) if row.method == "AT")
-    assert row == ("AT", "175 k", MISSING, MISSING, MISSING, MISSING, MISSING, "")
-    assert study_rows(study)[0] == ("teacher", *[MISSING] * 6, "")
+    assert row == ("AT", "175 k", *[MISSING] * 6, "")
+    assert study_rows(study)[0] == ("teacher", *[MISSING] * 7, "")
     assert "nan" not in _printed(study).lower()
 
 
@@ -210,6 +242,20 @@ def test_damaged_study(study_folder: Path, study: dict[str, Any], change: Any, s
     with pytest.raises(InputError, match=re.escape(said)) as caught:
         read_study(study_folder)
     assert "eyeline study" in str(caught.value)  # how to make one
+
+
+def test_studies_that_are_published_together_are_corrected_together(
+    study_maker: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "scripts"))
+    parts = [read_study(study_maker(tmp_path / str(number))) for number in range(2)]
+    for entry, name in zip(parts[1]["methods"][1:], ("hint", "cam", "cat"), strict=True):
+        entry["method"] = name
+    whole = importlib.import_module("publish_study").together(parts)
+    p = [entry["difference"]["p"] for entry in whole["methods"][1:]]
+    assert len(p) == 6
+    assert [entry["difference"]["p_holm"] for entry in whole["methods"][1:]] == holm(p)
+    assert "Holm's correction over 6 methods" in protocol(whole)
 
 
 def test_missing_study(tmp_path: Path) -> None:

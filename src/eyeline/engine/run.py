@@ -39,10 +39,15 @@ RESULT = "result.json"
 MODEL = "model.json"
 STUDY = "study.json"
 _WEIGHTS = ("model.safetensors", "student.safetensors")
+ANSWERS = "test_answers.safetensors"
+TEACHER_ANSWERS = "teacher_answers.safetensors"
 PAGE = "report.html"
 _DRAWN = ("attention.png", PAGE)
 _CURVES = "tensorboard"
-_FILES = (ENVIRONMENT, METRICS, CHECKPOINT, RESULT, MODEL, STUDY, *_WEIGHTS, *_DRAWN)
+_FILES = (
+    *(ENVIRONMENT, METRICS, CHECKPOINT, RESULT, MODEL, STUDY),
+    *(*_WEIGHTS, ANSWERS, TEACHER_ANSWERS, *_DRAWN),
+)
 _OURS = {RECIPE, *_FILES, _CURVES, "memory", "teacher", "study"}  # the last three are the demo's folders
 _MARK = "# eyeline "  # the first line of a recipe of ours
 _COLUMNS = ("validation_accuracy", "validation_loss", "images_per_second")  # the last of metrics.csv

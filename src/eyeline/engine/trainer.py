@@ -426,14 +426,14 @@ def _fit(
                             # as it is: compiling it once more, for evaluation, would take longer
                             distiller.student._compiled_call_impl = None
                             measured = evaluate(distiller.student, validation(), device.autocast)
-                        if step == total and not math.isfinite(measured["loss"]):
+                        if step == total and not math.isfinite(measured.loss):
                             raise Diverged(
                                 f"the validation loss is not finite after the last step ({step}); "
                                 "a smaller learning_rate or weight, or precision=float32, may help"
                             )
                         row |= {
-                            "validation_accuracy": measured["accuracy"],
-                            "validation_loss": measured["loss"],
+                            "validation_accuracy": measured.accuracy,
+                            "validation_loss": measured.loss,
                         }
                     row["images_per_second"] = len(data.train) / max(seconds, 1e-9)
                     rows.append(row)

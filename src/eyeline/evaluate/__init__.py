@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +17,20 @@ from eyeline.losses.base import check_labels
 from eyeline.observe import evaluation_mode
 
 
+class Evaluation(NamedTuple):
+    """What a network reaches on a split."""
+
+    accuracy: float
+    """Top-1, a fraction."""
+    loss: float
+    """Mean cross entropy, in nats."""
+    answers: Tensor
+    """int64 ``[N]``: the class it answers for each image, in their order."""
+
+
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[Batch], autocast: Any) -> dict[str, float]:
-    """Top-1 accuracy (a fraction) and mean cross entropy (nats) of a network in evaluation mode.
+def evaluate(model: nn.Module, batches: Iterable[Batch], autocast: Any) -> Evaluation:
+    """Accuracy, cross entropy and answers of a network in evaluation mode.
 
     Args:
         model: images ``[N, C, H, W]`` -> logits ``[N, K]``; every part of it is left in the mode it was in.
@@ -30,19 +41,20 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], autocast: Any) -> dict[
         InputError: there is nothing to evaluate on, or the labels are no classes.
     """
     sums: list[Tensor] = []
-    count = 0
+    answers: list[Tensor] = []
     with evaluation_mode(model):
         for batch in batches:
             with autocast():
                 logits = model(batch.images).float()
             check_labels(batch.labels, len(batch.images), logits.shape[-1])
             loss = F.cross_entropy(logits, batch.labels, reduction="sum")
-            sums.append(torch.stack([loss, (logits.argmax(1) == batch.labels).sum()]))
-            count += len(batch.labels)
-    if count == 0:
+            answers.append(logits.argmax(1))
+            sums.append(torch.stack([loss, (answers[-1] == batch.labels).sum()]))
+    if not sums:
         raise InputError("there are no images to evaluate on; expected at least one")
+    answered = torch.cat(answers).cpu()
     loss_sum, correct = torch.stack(sums).cpu().double().sum(0).tolist()
-    return {"loss": loss_sum / count, "accuracy": correct / count}
+    return Evaluation(correct / len(answered), loss_sum / len(answered), answered)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from eyeline.report.tables import UNDECIDED, display_name, in_order, number, points, verdict
+from eyeline.report.tables import UNDECIDED, display_name, in_order, interval, number, points, verdict
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers; the student alone is grey
 BASELINE_COLOR = "#808892"
@@ -138,10 +138,10 @@ def interval_chart(name: str, study: Mapping[str, Any]) -> str | None:
             hovertemplate="%{text} points<extra></extra>",
         )
         mean = number(difference.get("mean")) or 0.0
-        low, high = number(difference.get("low")), number(difference.get("high"))
         text = f"{label}: {points(mean)[0]} points"
         error = None
-        if low is not None and high is not None:
+        if (ends := interval(entry)) is not None:
+            low, high = ends
             text += f"<br>95 % interval {points(low)[0]} to {points(high)[0]}"
             error = {
                 "type": "data",

@@ -108,10 +108,12 @@ def study_page(folder: str | Path, attention: Figure | None = None) -> str:
         body.append(
             _section(
                 "Is the difference real?",
-                "<p>Every method is compared with the student trained alone, seed by seed. "
-                "Right of the line is better. An interval that crosses it does not show a difference.</p>",
+                "<p>Every method is compared with the student trained alone, seed by seed and image by "
+                "image. Right of the line is better. An interval that crosses it does not show a difference; "
+                "the marks in the table count as well how many methods were tried.</p>",
                 _chart(chart, about),
-                "<p class=note>Diamond and bar: mean over seeds, 95 % interval. Circles: single seeds.</p>",
+                "<p class=note>Diamond and bar: mean over seeds, and the 95 % interval for new seeds and new "
+                "images. Circles: single seeds, on these images.</p>",
             )
         )
     body.append(_training_section(folder, study))
@@ -159,6 +161,7 @@ def run_page(folder: str | Path) -> str:
         ("training accuracy", tables.percent(result.get("train_accuracy")), "%"),
         ("training loss", tables.loss(result.get("train_loss")), ""),
         ("AT loss on validation", tables.loss(result.get("attention_loss")), ""),
+        ("agreement with the teacher", tables.percent(result.get("teacher_agreement")), "%"),
         ("parameters", tables.count(network.get("parameters")), ""),
     ]
     tiles = "".join(

@@ -23,11 +23,20 @@ HEADINGS = (
     "train loss",
     "train accuracy %",
     "AT loss",
+    "agreement %",
     "test accuracy %",
     "difference, points",
 )
+_BROKEN = {  # where the terminal breaks them, but at their first space
+    "train accuracy %": "train\nacc. %",
+    "agreement %": "agree-\nment %",
+    "difference, points": "difference,\npoints",
+}
 Verdict = Literal["better", "worse", "not significant", "no interval", ""]
 UNDECIDED = ("not significant", "no interval")
+LEVEL = 0.05
+ENOUGH = 6
+"""Seeds with which a sign-flip test can be significant: of 2^5 patterns 2 are more than 5 %, of 2^6 less."""
 
 
 class Row(NamedTuple):
@@ -38,6 +47,7 @@ class Row(NamedTuple):
     train_loss: str
     train_accuracy: str
     attention_loss: str
+    agreement: str
     test_accuracy: str
     difference: str
     verdict: Verdict
@@ -126,17 +136,24 @@ def points(*fractions: float) -> list[str]:
     return [f"{100 * x:+.{digits}f}".replace("-", "−") for x in fractions]
 
 
-def verdict(entry: Mapping[str, Any]) -> Verdict:
-    """What the paired 95 % interval of a method's difference to the student alone allows to say."""
+def interval(entry: Mapping[str, Any]) -> tuple[float, float] | None:
+    """The 95 % interval of a method's difference to the student alone, where it was estimated and tested."""
     difference = entry.get("difference") or {}
-    if number(difference.get("mean")) is None:
+    low, high, *p = (number(difference.get(key)) for key in ("low", "high", "p_holm", "p_flips"))
+    return None if low is None or high is None or None in p else (low, high)
+
+
+def verdict(entry: Mapping[str, Any]) -> Verdict:
+    """What the tests of a method's difference to the student alone allow to say."""
+    difference = entry.get("difference") or {}
+    mean = number(difference.get("mean"))
+    if mean is None:
         return ""
-    low, high = number(difference.get("low")), number(difference.get("high"))
-    if low is None or high is None:
+    if interval(entry) is None:
         return "no interval"
-    if low > 0:
-        return "better"
-    return "worse" if high < 0 else "not significant"
+    if max(difference["p_holm"], difference["p_flips"]) > LEVEL:
+        return "not significant"
+    return "better" if mean > 0 else "worse"
 
 
 def mean_of(entry: Mapping[str, Any], key: str) -> float | None:
@@ -158,6 +175,7 @@ def study_rows(study: Mapping[str, Any]) -> list[Row]:
             loss(teacher.get("train_loss")),
             percent(teacher.get("train_accuracy")),
             MISSING,
+            MISSING,
             percent(teacher.get("test_accuracy")),
             MISSING,
             "",
@@ -175,6 +193,7 @@ def study_rows(study: Mapping[str, Any]) -> list[Row]:
                 loss(mean_of(entry, "train_loss")),
                 percent(mean_of(entry, "train_accuracy")),
                 loss(mean_of(entry, "attention_loss")),
+                percent(mean_of(entry, "teacher_agreement")),
                 accuracy,
                 "baseline" if entry["method"] == study.get("baseline", "ce") else _difference(entry),
                 verdict(entry),
@@ -184,14 +203,11 @@ def study_rows(study: Mapping[str, Any]) -> list[Row]:
 
 
 def _difference(entry: Mapping[str, Any]) -> str:
-    difference = entry.get("difference") or {}
-    mean, low, high = (number(difference.get(key)) for key in ("mean", "low", "high"))
+    mean = number((entry.get("difference") or {}).get("mean"))
     if mean is None:
         return MISSING
-    if low is None or high is None:
-        return points(mean)[0]
-    shown = points(mean, low, high)
-    return f"{shown[0]} [{shown[1]}, {shown[2]}]"
+    shown = points(mean, *(interval(entry) or ()))
+    return shown[0] if len(shown) == 1 else f"{shown[0]} [{shown[1]}, {shown[2]}]"
 
 
 def seeds(study: Mapping[str, Any]) -> int:
@@ -218,11 +234,28 @@ def protocol(study: Mapping[str, Any]) -> str:
         parts.append(plural(epochs, "epoch"))
         if (views := study["recipe"].get("views") or epochs) < epochs:
             parts.append(f"{plural(views, 'view')} of each training image")
-    return (
-        ", ".join(parts) + ". Means over seeds; ±: standard deviation over seeds. "
-        "Difference: test accuracy minus that of the student alone, paired by seed, "
-        "with its 95 % t interval; not significant: the interval contains zero."
+    return f"{', '.join(parts)}. {_statistics(study)}"
+
+
+def _statistics(study: Mapping[str, Any]) -> str:
+    """What is averaged, resampled and tested."""
+    said = "Means over seeds; ±: standard deviation over seeds. "
+    if any(mean_of(entry, "teacher_agreement") is not None for entry in study["methods"]):
+        said += "Agreement: test images that get the teacher's answer. "
+    said += "Difference: test accuracy minus that of the student alone, paired by seed and image"
+    methods = sum(interval(entry) is not None for entry in study["methods"])
+    if not methods:
+        return (
+            f"{said}; it has no interval without test images, with one seed, or where all seeds agree in it."
+        )
+    said += (
+        ", with its 95 % t interval over seeds and test images as two crossed samples; not significant: "
+        f"p above {LEVEL} in the t-test of that interval, after Holm's correction over "
+        f"{plural(methods, 'method')}, or in the sign-flip test over the {plural(seeds(study), 'seed')}"
     )
+    if seeds(study) < ENOUGH:
+        said += f", which cannot be significant with fewer than {ENOUGH}"
+    return f"{said}."
 
 
 def study_table(study: Mapping[str, Any]) -> Table:
@@ -235,13 +268,13 @@ def study_table(study: Mapping[str, Any]) -> Table:
         box=box.SIMPLE_HEAD,
         show_edge=False,
         pad_edge=False,
-        padding=(0, 1, 0, 0),
+        padding=0,
     )
     for heading in HEADINGS:
         first, last = heading == HEADINGS[0], heading == HEADINGS[-1]
         # only the outer columns may wrap, so that no figure is ever cut
         table.add_column(
-            Text(heading.replace(" ", "\n", 1) if not last else heading.replace(", ", ",\n")),
+            Text(_BROKEN.get(heading, heading.replace(" ", "\n", 1))),
             justify="left" if first or last else "right",
             no_wrap=not (first or last),
             overflow="fold",
