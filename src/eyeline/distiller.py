@@ -12,7 +12,7 @@ from eyeline.errors import InputError
 from eyeline.losses import Loss, Target
 from eyeline.losses.base import check_labels
 from eyeline.objective import Method, Objective, Terms, apart
-from eyeline.observe import Observer, Probe, named_pairs, pair_layers, shared_input_shape
+from eyeline.observe import Observation, Observer, Probe, named_pairs, pair_layers, shared_input_shape
 
 
 class Distiller(nn.Module):
@@ -200,8 +200,14 @@ class Distiller(nn.Module):
 
         Under ``nn.DataParallel`` every scalar is a value a device: differentiate ``terms.total.mean()``.
         """
-        replica = getattr(self, "_is_replica", False)
-        if replica:  # of nn.DataParallel: its observers are still those of the original
+        terms = self.objective(*self.observe(images, labels, targets), labels)
+        return apart(terms) if getattr(self, "_is_replica", False) else terms
+
+    def observe(
+        self, images: Tensor, labels: Tensor, targets: Mapping[str, Target] | None = None
+    ) -> tuple[Observation, Mapping[str, Target]]:
+        """What the student shows of a batch, and what the teacher does: arguments as for a call."""
+        if getattr(self, "_is_replica", False):  # of nn.DataParallel, with the observers of the original
             self.observe_student = self.observe_student.of_replica(self.student)
             if self.observe_teacher is not None:
                 assert self.teacher is not None
@@ -214,8 +220,7 @@ class Distiller(nn.Module):
             targets = {**targets, **self.target(images, labels, lacking)}
         if self.objective.needs("input_gradient", now=True):
             images = images.detach().requires_grad_()
-        terms = self.objective(self.observe_student(images, labels), targets, labels)
-        return apart(terms) if replica else terms
+        return self.observe_student(images, labels), targets
 
 
 def _leave_out_teacher(distiller: Distiller, state: dict[str, Any], prefix: str, metadata: Any) -> None:

@@ -269,11 +269,15 @@ class Objective(nn.Module):
         """All that must be remembered of the teacher, by loss."""
         return {name: loss.target(teacher) for name, loss in self.targeted.items() if name in self.active}
 
+    def terms(self, student: Observation, targets: Mapping[str, Target], labels: Tensor) -> dict[str, Tensor]:
+        """The losses whose weight is not 0 now, unweighted, with their graphs."""
+        losses = self._losses()
+        return {name: losses[name](student, targets.get(name, {}), labels) for name in self.active}
+
     def forward(self, student: Observation, targets: Mapping[str, Target], labels: Tensor) -> Terms:
-        terms, weighted = {}, []
+        terms, weighted = self.terms(student, targets, labels), []
         for (name, loss), factor in zip(self._losses().items(), self.factors.unbind(), strict=True):
-            if name in self.active:
-                terms[name] = loss(student, targets.get(name, {}), labels)
+            if name in terms:
                 weighted.append(factor * terms[name])
             else:
                 # nothing, for which the student and what the loss learns have a gradient of 0, and not none

@@ -183,23 +183,28 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients or compilation, and everything as it was afterwards."""
-    # buffers a model might move, or replace, even in evaluation mode
+    with (
+        buffers_kept(model),  # a model might move them even in evaluation mode
+        evaluation_mode(model),
+        draws_apart(*{tensor.device for tensor in [*model.parameters(), *model.buffers()]}),
+        torch.inference_mode(False),
+        torch.no_grad(),
+        torch.compiler.set_stance("force_eager"),
+    ):
+        yield
+
+
+@contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Afterwards every buffer, moved or replaced meanwhile, is what it was."""
     buffers = [
         (module, name, buffer, buffer.clone())
         for module in model.modules()
         for name, buffer in module._buffers.items()
         if buffer is not None
     ]
-    devices = {t.device for t in [*model.parameters(), *(b for _, _, b, _ in buffers)]}
     try:
-        with (
-            evaluation_mode(model),
-            draws_apart(*devices),
-            torch.inference_mode(False),
-            torch.no_grad(),
-            torch.compiler.set_stance("force_eager"),
-        ):
-            yield
+        yield
     finally:
         with torch.no_grad():
             for module, name, buffer, kept in buffers:
