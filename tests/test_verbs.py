@@ -18,6 +18,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
 from torch import nn
 
 import eyeline
@@ -835,6 +836,55 @@ def test_two_processes_read_one_memory(tmp_path: Path) -> None:
         last[-1] |= {name: float(row[name]) for name in ("kd", "at")}
     for name in ("train_loss", "kd", "at"):
         assert last[1][name] == pytest.approx(last[0][name], rel=1e-4)
+
+
+IDLE = """
+import sys
+sys.path.insert(0, {tests!r})
+import eyeline, torch, tiny
+from torch import nn
+
+class Idle(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.low = nn.Conv2d(1, 6, 3, padding=1)
+        self.high = nn.Conv2d(6, 8, 3, stride=2, padding=1)
+        self.head, self.idle = nn.Linear(8, 3), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.high(self.low(x).relu()).relu().mean((2, 3)))
+
+torch.manual_seed(0)
+options = {{**tiny.SETTINGS, "precision": "float32", "epochs": 3, "learning_rate": 0.01}}
+for method in ("act+kd", "ce"):
+    eyeline.distill(
+        Idle(), tiny.tiny_net(2), tiny.tiny_data(48), {out!r} + "/" + method, method=method,
+        layers=["low", "high"], devices=int(sys.argv[1]), **options
+    )
+"""
+
+
+def test_two_processes_train_a_student_of_which_a_part_has_no_gradient(tmp_path: Path) -> None:
+    """``act`` has learnable parts, and no weight in the last epoch."""
+    runs = []
+    for devices in (1, 2):
+        out = tmp_path / str(devices)
+        script = tmp_path / f"train{devices}.py"
+        script.write_text(IDLE.format(tests=str(Path(__file__).parent), out=str(out)))
+        done = subprocess.run(
+            [sys.executable, str(script), str(devices)],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        runs.append([load_file(out / method / "student.safetensors") for method in ("act+kd", "ce")])
+    for one, two in zip(*runs, strict=True):
+        for name, weights in one.items():
+            torch.testing.assert_close(two[name], weights, rtol=1e-2, atol=1e-4)
+        assert torch.equal(two["idle.weight"], one["idle.weight"])
 
 
 # --- what cannot be meant -----------------------------------------------------------------------------------

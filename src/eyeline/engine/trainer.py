@@ -30,6 +30,7 @@ from eyeline.data.batches import Batch, TrainingStream, evaluation_batches
 from eyeline.data.preprocess import Normalization
 from eyeline.data.splits import ImageData, Split
 from eyeline.distiller import Distiller
+from eyeline.doctor import idle_parameters
 from eyeline.engine.allocator import keep_freed_memory
 from eyeline.engine.compiling import (
     compile_parts,
@@ -61,8 +62,8 @@ class Device:
     bf16: bool
 
     @classmethod
-    def of(cls, settings: Settings, loggers: Any = ()) -> Device:
-        """Choose the hardware that the settings ask for."""
+    def of(cls, settings: Settings, loggers: Any = (), *, idle: bool = False) -> Device:
+        """Choose the hardware that the settings ask for; ``idle``: some parameters may get no gradient."""
         accelerator, devices = settings.accelerator, settings.devices
         if devices == "auto" and not torch.cuda.is_available():
             devices = 1
@@ -74,6 +75,7 @@ class Device:
                 devices=devices,
                 precision="bf16-mixed" if bf16 else "32-true",
                 loggers=loggers,
+                strategy="ddp_find_unused_parameters_true" if idle else "auto",
             )
             # what starts the processes, if there are several
             launcher: Any = getattr(fabric.strategy, "cluster_environment", None)
@@ -205,7 +207,10 @@ def fit(
         TrainingStopped: a loss became NaN or infinite (names the term and the step), or the disk is full.
         KeyboardInterrupt: on Ctrl-C or SIGTERM, after a checkpoint.
     """
-    device = Device.of(settings, TensorBoardLogger(folder.path, name="", version="tensorboard"))
+    curves = TensorBoardLogger(folder.path, name="", version="tensorboard")
+    device = Device.of(settings, curves)
+    if device.fabric.world_size > 1 and _has_idle_parameters(distiller, device):
+        device = Device.of(settings, curves, idle=True)
     device.fabric.launch()
     try:
         with (
@@ -220,6 +225,16 @@ def fit(
         for logger in device.fabric.loggers:
             logger.finalize("")
     return device
+
+
+def _has_idle_parameters(distiller: Distiller, device: Device) -> bool:
+    """Whether a step gives some parameter no gradient, for which several processes would wait for ever."""
+    if distiller.input_shape is None:
+        return True
+    device.place(distiller)
+    images = torch.randn(2, *distiller.input_shape, generator=torch.Generator().manual_seed(0))
+    labels = torch.zeros(2, dtype=torch.int64, device=device.torch_device)
+    return bool(idle_parameters(distiller, images.to(device.torch_device), labels))
 
 
 def _fit(
