@@ -33,6 +33,7 @@ from eyeline.engine.processes import how_many, run_apart
 from eyeline.engine.run import (
     ANSWERS,
     CHECKPOINT,
+    HARDWARE,
     MODEL,
     PAGE,
     RESULT,
@@ -45,6 +46,7 @@ from eyeline.engine.run import (
     is_run,
     is_taken,
     plain,
+    read_recipe,
     remove_run,
 )
 from eyeline.engine.trainer import (
@@ -91,15 +93,17 @@ def train(
     if settings.memory is not None:
         raise InputError("memory is for what a teacher answers; train has no teacher")
     listed, load_images = _data(recipe["data"], settings)
-    settings = resolved(settings, files=listed.size is None)
     parts = [_shown(recipe["model"]), listed.name, f"seed-{settings.seed}"]
     path = _out(out, "train", parts, resume, overwrite, recipe["model"])
+    said, settings = _said(settings), _as_begun(settings, listed, path, resume)
     network = _seeded(
         settings,
         lambda: _network(recipe["model"], listed, settings, recipe["pretrained"], recipe["weights"]),
     )
     data = load_images() if settings.skip_bad_images else listed  # those that are left
-    folder = _folder(path, "train", settings, recipe, resume, overwrite, _inputs(data))
+    complete = _complete("train", recipe, settings)
+    how: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "said": said}
+    folder = RunFolder(path, complete, **how, inputs=_inputs(data))
     data = load_images()
     return _run("train", folder, recipe["model"], network, None, data, BASELINE, "auto", settings)
 
@@ -109,9 +113,9 @@ def distill(
 ) -> Run:
     method = resolve_method(recipe["method"])
     listed, load_images = _data(recipe["data"], settings)
-    settings = resolved(settings, files=listed.size is None)
     parts = [_shown(recipe["student"]), method_name(method), listed.name, f"seed-{settings.seed}"]
     path = _out(out, "distill", parts, resume, overwrite, recipe["student"], recipe["teacher"])
+    said, settings = _said(settings), _as_begun(settings, listed, path, resume)
     _check_memory(settings, path, overwrite)
     teacher = _teacher(recipe["teacher"], listed, recipe["teacher_weights"])
     student = _seeded(
@@ -122,7 +126,9 @@ def distill(
         data = load_images() if settings.skip_bad_images else listed  # those that are left
         memory, settings = _memory([distiller], data, settings, path, overwrite)
     recipe = {**recipe, "method": method}
-    folder = _folder(path, "distill", settings, recipe, resume, overwrite, _inputs(data, teacher))
+    complete = _complete("distill", recipe, settings)
+    how: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "said": said}
+    folder = RunFolder(path, complete, **how, inputs=_inputs(data, teacher))
     data = load_images()
     _tell_of_another_division(recipe["teacher"], data)
     return _run(
@@ -159,7 +165,8 @@ def study(
     path = _out(out, "study", [_shown(student), listed.name], resume, overwrite, student, recipe["teacher"])
     # each seed has views of its own, unless all share a memory
     own_views: dict[str, Any] = {} if settings.memory else {"view_seed": settings.view_seed}
-    settings = dataclasses.replace(resolved(settings, files=listed.size is None), **own_views)
+    said, settings = _said(settings), _as_begun(settings, listed, path, resume)
+    settings = dataclasses.replace(settings, **own_views)
     _check_memory(settings, path, overwrite)
     teacher = _teacher(recipe["teacher"], listed, recipe["teacher_weights"])
     make = functools.partial(_network, student, listed, settings)
@@ -175,10 +182,12 @@ def study(
             recipe = {**recipe, "methods": methods, "seeds": seeds}
             inputs = _inputs(data, teacher)
             complete = _complete("study", recipe, settings)
-            record = RunFolder(path, complete, resume=resume, overwrite=overwrite, inputs=inputs)
+            how: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "said": said}
+            record = RunFolder(path, complete, **how, inputs=inputs)
             data = load_images()
             _tell_of_another_division(recipe["teacher"], data)
             claim.enter_context(record.claimed())
+            _tell_of_changes(record)
             done = all((path / _file_name(n) / f"seed-{s}" / RESULT).exists() for n in methods for s in seeds)
             if done:
                 _say(f"all {len(methods) * len(seeds)} runs of {path} are done; --overwrite trains them anew")
@@ -195,13 +204,16 @@ def study(
                 arguments |= {"method": method, "student_weights": None}
                 place = path / _file_name(name) / f"seed-{seed}"
                 label = f"{name}, seed {seed} ({number}/{len(seeds)})"
-                seeded = resolved(dataclasses.replace(settings, seed=seed), files=data.size is None)
+                seeded = _as_begun(dataclasses.replace(settings, seed=seed), data, place, True)
                 plan.append(_Planned(name, label, place, arguments, seeded))
         if Device.of(settings).fabric.world_size == 1:
             _train_apart(parallel, plan, example, data)
         runs: dict[str, list[dict[str, Any]]] = {name: [] for name in methods}
         for name, label, place, arguments, seeded in plan:
-            folder = RunFolder(place, _complete("distill", arguments, seeded), resume=True, inputs=inputs)
+            # one that is finished stays, on whatever hardware it was made
+            said = () if (place / RESULT).exists() else HARDWARE
+            complete = _complete("distill", arguments, seeded)
+            folder = RunFolder(place, complete, resume=True, inputs=inputs, said=said)
             run = _run(
                 "distill",
                 folder,
@@ -512,6 +524,7 @@ def _run(
             if data.test is not None and not (folder.path / ANSWERS).exists() and is_main_process():
                 result = _test_again(folder, student, teacher, data, settings)
             return Run(folder.path, result, _own(given, student))
+        _tell_of_changes(folder)
         if data.skipped:
             _say(_left_out(data.skipped))
         # a loss's learnable parts depend on the seed alone, as the student does
@@ -1064,17 +1077,47 @@ def _complete(verb: str, recipe: Mapping[str, Any], settings: Settings) -> dict[
     return {"verb": verb, **recipe, **dataclasses.asdict(settings)}
 
 
-def _folder(
-    path: Path,
-    verb: str,
-    settings: Settings,
-    recipe: Mapping[str, Any],
-    resume: bool,
-    overwrite: bool,
-    inputs: Mapping[str, str],
-) -> RunFolder:
-    complete = _complete(verb, recipe, settings)
-    return RunFolder(path, complete, resume=resume, overwrite=overwrite, inputs=inputs)
+def _said(settings: Settings) -> tuple[str, ...]:
+    """The settings of the hardware that were given in so many words."""
+    return tuple(name for name in HARDWARE if getattr(settings, name) != "auto")
+
+
+def _as_begun(settings: Settings, data: ImageData, path: Path, resume: bool) -> Settings:
+    """What the settings mean: for a run that goes on, as it began; otherwise on this hardware.
+
+    Raises:
+        InputError: the run began on hardware that is not here, and it was not said on what it goes on.
+    """
+    files = data.size is None
+    here = resolved(settings, files=files)
+    if not (resume and is_run(path)) or (path / RESULT).exists():  # what is finished is only read
+        return here
+    before = read_recipe(path)
+    kept = {name: before[name] for name in HARDWARE if name in before and name not in _said(settings)}
+    there = dataclasses.replace(settings, **kept)
+    missing: list[str] = []
+    try:
+        as_auto = Device.of(dataclasses.replace(there, precision="auto"))
+    except InputError:
+        missing = [n for n in ("accelerator", "devices") if n in kept and kept[n] != getattr(here, n)]
+        as_auto = Device.of(dataclasses.replace(settings, precision="auto"))
+    if kept.get("precision") == "bf16" and not as_auto.bf16:
+        missing.append("precision")
+    if missing:
+        began = ", ".join(f"{name}={kept[name]}" for name in missing)
+        words = " ".join(f"--{name} {getattr(here, name)}" for name in missing)
+        emulated = ", or --precision bf16, which is slow here" if "precision" in missing else ""
+        raise InputError(
+            f"{path} began with {began}, which this machine does not have; to go on otherwise, no longer bit "
+            f"for bit, give {words}{emulated}"
+        )
+    return resolved(there, files=files)
+
+
+def _tell_of_changes(folder: RunFolder) -> None:
+    if folder.changed:
+        began, now = (", ".join(f"{name}={each[i]}" for name, each in folder.changed.items()) for i in (0, 1))
+        _say(f"{folder.path} goes on with {now}; it began with {began}: no longer bit for bit")
 
 
 def _inputs(data: ImageData, teacher: _Teacher | None = None) -> dict[str, str]:

@@ -90,9 +90,10 @@ class Settings:
     precision: Literal["auto", "float32", "bf16"] = _setting(
         "auto", "auto: bf16 autocast where the hardware has it"
     )
-    compile: Literal["auto", "on", "off"] = _setting(
+    compile: Literal["auto", "on", "off"] | tuple[Literal["teacher", "losses", "student"], ...] = _setting(
         "auto",
-        "on: torch.compile of networks and losses; auto: on a GPU, and on a CPU in a long run, what gains",
+        "on: torch.compile of teacher, losses and student, or of those named; auto: all on a GPU, on a CPU "
+        "in a long run what gains",
     )
 
     # the run

@@ -82,15 +82,16 @@ def test_each_part_is_measured_by_itself(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "saves 100 s of this run" in line
 
 
-@pytest.mark.parametrize("decided", [["teacher"], ["losses"], []])
-def test_a_run_that_goes_on_keeps_what_was_decided(
-    decided: list[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("named", [["teacher"], ["losses"], []])
+def test_what_is_named_is_compiled_without_a_measurement(
+    named: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = Clock(monkeypatch, 0.1 if "losses" in decided else 2.0)
-    parts = [clock.teacher(6000), clock.losses(6000)]
-    assert compile_parts(parts, "auto", CPU, [4, 3], decided) == (decided, [])
-    assert clock.asked == 2 * len(decided)  # once for each size of a batch, without a measurement
-    assert [p.name for p in parts if p.module._compiled_call_impl is not None] == decided
+    clock = Clock(monkeypatch, 2.0)
+    parts = [clock.teacher(6), clock.losses(6)]
+    assert compile_parts(parts, named, CPU, [4, 3]) == (named, [])
+    assert clock.asked == 2 * len(named)  # once for each size of a batch
+    assert [p.name for p in parts if p.module._compiled_call_impl is not None] == named
+    assert compile_parts([clock.teacher(0)], named, CPU, [4]) == ([], [])  # a teacher that is never asked
 
 
 @pytest.mark.parametrize("mode", ["auto", "on"])

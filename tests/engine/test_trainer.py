@@ -19,7 +19,7 @@ from eyeline.data.preprocess import Normalization
 from eyeline.data.views import CropFlip
 from eyeline.distiller import Distiller
 from eyeline.engine import trainer
-from eyeline.engine.run import RunFolder
+from eyeline.engine.run import RunFolder, read_recipe
 from eyeline.engine.trainer import (
     Device,
     fit,
@@ -35,7 +35,7 @@ from eyeline.objective import Objective
 from eyeline.settings import Settings
 from tiny import SETTINGS, resolved, tiny_data, tiny_net
 
-FLOAT32 = {**SETTINGS, "precision": "float32"}
+FLOAT32 = {**SETTINGS, "precision": "float32", "compile": "off"}
 
 
 def run(
@@ -382,17 +382,13 @@ def test_compiled_training_gives_the_same(tmp_path: Path, monkeypatch: pytest.Mo
         torch.testing.assert_close(states[1][name], buffer, rtol=1e-3, atol=1e-5)
 
 
-def test_what_was_decided_goes_on_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    decided: list[Any] = []
-
-    def compile_(*args: Any, **options: Any) -> list[str]:
-        decided.append(options["decided"])
-        return ["losses"]
-
-    monkeypatch.setattr(trainer, "_compile", compile_)
-    run(tmp_path, epochs=1)
-    run(tmp_path, epochs=1)
-    assert decided == [None, ["losses"]]
+@pytest.mark.parametrize("chosen", [["losses"], []])
+def test_what_auto_chose_to_compile_is_in_the_recipe(
+    tmp_path: Path, chosen: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "_compile", lambda *_, **__: chosen)
+    run(tmp_path, epochs=1, compile="auto")
+    assert read_recipe(tmp_path)["compile"] == (chosen or "off")
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])

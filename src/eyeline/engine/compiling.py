@@ -104,10 +104,9 @@ def _leaf(tensor: Tensor) -> Tensor:
 
 def compile_parts(
     parts: Sequence[Part],
-    mode: str,
+    mode: str | Collection[str],
     device: torch.device,
     sizes: Sequence[int],
-    decided: Collection[str] | None = None,
 ) -> tuple[list[str], list[str]]:
     """Compile networks and losses, or leave them as they are.
 
@@ -115,9 +114,8 @@ def compile_parts(
     and stays compiled if that is faster.
 
     Args:
-        mode: ``on``, ``off`` or ``auto``.
+        mode: ``on``, ``off``, ``auto``, or the names of the parts that are compiled.
         sizes: the batches' numbers of images, the usual one first.
-        decided: what ``auto`` chose when the run began, by name.
 
     Returns:
         The names of what runs compiled, and lines that say why.
@@ -125,26 +123,25 @@ def compile_parts(
     if mode == "off" or (mode == "auto" and device.type not in ("cpu", "cuda")):
         return [], []
     _keep_compiled_code()
+    named = None if isinstance(mode, str) else mode
     choosing = mode == "auto" and device.type == "cpu"
     compiled, said = [], []
     for part in parts:
         before = None
+        if named is not None and (part.name not in named or not part.steps):
+            continue
         if choosing:
             if part.module._compiled_call_impl is not None:  # by its owner
                 continue
-            if decided is not None:
-                if part.name not in decided:
-                    continue
-            elif part.steps < _FEW_STEPS or (before := _seconds(part.ask, sizes[0])) * part.steps < part.long:
+            if part.steps < _FEW_STEPS or (before := _seconds(part.ask, sizes[0])) * part.steps < part.long:
                 continue
         began = time.perf_counter()
         try:
             _compile(part, sizes, fold=part.constant and device.type == "cpu")
         except Exception as error:  # a compiler may fail in many ways; the run does not need it
             part.module._compiled_call_impl = None
-            said.append(
-                f"compile={mode}: {part.name} cannot be compiled ({type(error).__name__}) and runs without"
-            )
+            why = f"cannot be compiled ({type(error).__name__}) and runs without"
+            said.append(f"compile={'on' if named else mode}: {part.name} {why}")
             continue
         if before is not None:
             took = time.perf_counter() - began

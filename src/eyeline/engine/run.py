@@ -8,7 +8,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
@@ -54,6 +54,8 @@ _COLUMNS = ("validation_accuracy", "validation_loss", "images_per_second")  # th
 _PATIENCE = 10.0
 """Seconds that a run waits for the one that holds its folder."""
 # what may differ between a run and its continuation
+HARDWARE = ("accelerator", "devices", "precision", "compile")
+"""Settings that a run goes on with as it began, unless others are given in so many words."""
 _FREE = {
     *("out", "resume", "overwrite", "progress", "workers", "checkpoint_every", "data_root", "download"),
     *("parallel", "methods", "seeds"),  # each run of a study has a recipe of its own
@@ -70,6 +72,8 @@ class RunFolder:
         resume: continue a run that is there, with the same recipe.
         overwrite: replace a run that is there: its own files, and nothing else that lies in the folder.
         inputs: name -> hash of what the recipe only names, as the teacher: a run goes on with the same alone.
+        said: the settings of the hardware that were given in so many words, not as ``auto``. An unfinished
+            run goes on with them where it began with others (``changed``: name -> before and now).
 
     Raises:
         InputError: a run is there and neither ``resume`` nor ``overwrite`` was given, it has another recipe
@@ -84,9 +88,11 @@ class RunFolder:
         resume: bool = False,
         overwrite: bool = False,
         inputs: Mapping[str, str] | None = None,
+        said: Collection[str] = (),
     ) -> None:
         self.path = Path(path).expanduser()
         self.recipe, self.inputs = plain(recipe), dict(inputs or {})
+        self.said, self.changed = said, dict[str, tuple[Any, Any]]()
         self.resume, self.overwrite = resume, overwrite
         if is_main_process():  # of several, it looks at the folder for all
             self._check()
@@ -128,36 +134,45 @@ class RunFolder:
             remove_run(self.path)
         if self.result is not None:
             return
+        try:
+            self._write_recipe()
+            record = _with_now(before or {}, self.changed)
+            write_json(self.path / ENVIRONMENT, {"inputs": self.inputs, **record})
+        except TrainingStopped as error:
+            raise InputError(str(error).partition(";")[0]) from error
+
+    def _write_recipe(self) -> None:
         header = f"{_MARK}{self.recipe['verb']} --config {RECIPE} --out ANOTHER_FOLDER   repeats this run\n"
         if " object>'" in repr(self.recipe):
             header = (
                 f"{_MARK}{self.recipe['verb']} of Python objects: repeat it in Python, with the same ones\n"
             )
         body = {k: v for k, v in self.recipe.items() if k != "verb"}
-        try:
-            write_text(self.path / RECIPE, header + yaml.safe_dump(body, sort_keys=False, allow_unicode=True))
-            write_json(self.path / ENVIRONMENT, {"inputs": self.inputs, **_with_now(before or {})})
-        except TrainingStopped as error:
-            raise InputError(str(error).partition(";")[0]) from error
+        write_text(self.path / RECIPE, header + yaml.safe_dump(body, sort_keys=False, allow_unicode=True))
+
+    def settle(self, **settings: Any) -> None:
+        """Write into the recipe what ``auto`` turned out to mean, once training has begun."""
+        self.recipe |= plain(settings)
+        if is_main_process():
+            self._write_recipe()
 
     def _check_same_recipe(self) -> None:
-        try:
-            before = dict(yaml.safe_load((self.path / RECIPE).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
-            raise InputError(
-                f"{self.path / RECIPE} is damaged ({str(error).splitlines()[0]}); start anew with --overwrite"
-            ) from error
-        verb = (self.path / RECIPE).read_text(encoding="utf-8").removeprefix(_MARK).split()[0]
-        before["verb"] = verb
+        before, finished = read_recipe(self.path), (self.path / RESULT).exists()
         names = sorted((set(before) | set(self.recipe)) - _FREE)
         for folder in ("memory", "packed"):
             if None not in (before.get(folder), self.recipe.get(folder)):
                 names = [name for name in names if name != folder]  # it may have moved, and checks itself
-        changed = [
-            f"{n} was {before.get(n)!r}, is {self.recipe.get(n)!r}"
-            for n in names
-            if before.get(n) != self.recipe.get(n)
-        ]
+        differing = {
+            n: (before.get(n), self.recipe.get(n)) for n in names if before.get(n) != self.recipe.get(n)
+        }
+        self.changed = {}
+        for name in HARDWARE:
+            if differing.get(name, (None,))[0] == "auto":  # it was stopped before that was known
+                del differing[name]
+            elif name in differing and finished != (name in self.said):
+                was = differing.pop(name)
+                self.changed |= {} if finished else {name: was}
+        changed = [f"{name} was {was!r}, is {now!r}" for name, (was, now) in differing.items()]
         if changed:
             raise InputError(
                 f"{self.path} holds a run with another recipe ({'; '.join(changed)}); "
@@ -294,6 +309,21 @@ def is_taken(path: Path, *, resume: bool, overwrite: bool) -> bool:
     return True
 
 
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The recipe of the run in a folder, with its verb.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    try:
+        text = (path / RECIPE).read_text(encoding="utf-8")
+        return {**yaml.safe_load(text), "verb": text.removeprefix(_MARK).split()[0]}
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        raise InputError(
+            f"{path / RECIPE} is damaged ({str(error).splitlines()[0]}); start anew with --overwrite"
+        ) from error
+
+
 def is_run(path: Path) -> bool:
     """Whether a folder is that of a run or a study, finished or not."""
     try:
@@ -364,13 +394,16 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _with_now(before: Mapping[str, Any]) -> dict[str, Any]:
-    """The record of the environment in which a run began, and of every other in which it went on."""
+def _with_now(before: Mapping[str, Any], changed: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
+    """The record of the environment in which a run began, and of every other in which it went on; with the
+    settings that were changed there."""
     now = environment()
     if not before:
         return now
     resumed = list(before.get("resumed", []))
     latest = resumed[-1] if resumed else {name: before.get(name) for name in now}
+    if changed:
+        now["changed"] = plain(changed)
     return {**before, "resumed": [*resumed, now]} if now != latest else dict(before)
 
 

@@ -7,12 +7,13 @@ random draws are functions of the step. So a run resumes from any step exactly w
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -263,16 +264,12 @@ def _fit(
     wanted = targets_by_view([distiller], settings)
     if memory is not None and all(loss.remembers for loss in distiller.objective.targeted.values()):
         asked = len(memory.missing(wanted)) * steps_per_epoch
-    compiled = _compile(
-        [distiller],
-        distiller.target,
-        settings,
-        device,
-        stream,
-        asked,
-        trained=total,
-        decided=None if state is None else state["compiled"],
-    )
+    choosing = settings.compile == "auto"
+    if choosing and not fabric.is_global_zero:  # all run what the first one chooses
+        settings = dataclasses.replace(settings, compile=fabric.broadcast(settings.compile))
+    compiled = _compile([distiller], distiller.target, settings, device, stream, asked, trained=total)
+    if choosing and fabric.is_global_zero:
+        folder.settle(compile=fabric.broadcast(compiled) or "off")
 
     optimizer = make_optimizer(settings, distiller.trainable_parameters())
     peak = optimizer.param_groups[0]["lr"]
@@ -345,7 +342,6 @@ def _fit(
                 {
                     "format": 2,
                     "step": step,
-                    "compiled": compiled,
                     "epoch_seconds": seconds + time.perf_counter() - began,
                     "student": distiller.student.state_dict(),
                     "objective": distiller.objective.state_dict(),
@@ -611,12 +607,11 @@ def _compile(
     steps: int,
     *,
     trained: int = 0,
-    decided: Collection[str] | None = None,
 ) -> list[str]:
     """Compile what pays where the teacher will be asked ``steps`` times, and the only distiller's student
     trained in ``trained`` steps; say so in a line each."""
     if any(distiller.objective.needs("input_gradient") for distiller in distillers):
-        if settings.compile == "on":  # torch.compile has no second derivative
+        if settings.compile not in ("auto", "off", ()):  # torch.compile has no second derivative
             console.print("a method that differentiates gradients cannot be compiled: it runs as it is")
         return []
     sizes = dict.fromkeys(len(stream.indices(step)[1]) for step in (0, stream.steps_per_epoch - 1))
@@ -643,7 +638,7 @@ def _compile(
         parts += [losses_part(distillers[0], some, device.autocast, trained)] if teachers else []
         parts.append(student_part(distillers[0], some, device.autocast, trained))
     kept = [copy.deepcopy(module.state_dict()) for module in learning]
-    compiled, said = compile_parts(parts, settings.compile, device.torch_device, list(sizes), decided)
+    compiled, said = compile_parts(parts, settings.compile, device.torch_device, list(sizes))
     for module, state in zip(learning, kept, strict=True):
         module.load_state_dict(state)  # running statistics have seen the images of the trial
     if device.fabric.is_global_zero:
