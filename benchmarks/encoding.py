@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 import eyeline
+from eyeline.console import console
 from eyeline.data.sources import load_data
 from eyeline.distiller import Distiller
-from eyeline.engine.trainer import console
 from eyeline.losses.base import Target
-from eyeline.memory import encode
+from eyeline.memory.encoding import encode
 from eyeline.models import create_model
 from measure import Result
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from eyeline.distiller import Distiller
 from eyeline.losses import LOSSES
-from eyeline.memory import target_names
+from eyeline.memory.names import target_names
 from measure import Result, Variant, interleave
 from remembered import remembered_step
 from step import Setup, eyeline_step, precision, steps_a_figure, student_alone

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
-from eyeline.report.charts import COLORS
-from eyeline.report.pictures import save_figure
+from eyeline.pages.charts import COLORS
+from eyeline.pages.pictures import save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -21,10 +21,12 @@ from torch import Tensor, nn
 
 import eyeline
 from eyeline.data.splits import ImageData, MemorySplit
+from eyeline.device import Device, resolved
 from eyeline.distiller import Distiller
-from eyeline.engine.run import RunFolder
-from eyeline.engine.trainer import Device, fit, make_optimizer, resolved, training_stream
+from eyeline.runs.folder import RunFolder
 from eyeline.settings import Settings
+from eyeline.training.optimizer import make_optimizer
+from eyeline.training.trainer import fit, training_stream
 from measure import Result, Variant, interleave
 
 BATCH, SHAPE, CLASSES = 128, (1, 8, 8), 10

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from eyeline.distiller import Distiller
 from eyeline.losses import Target
-from eyeline.memory import Encoded, Memory, target_names
+from eyeline.memory.encoding import Encoded
+from eyeline.memory.folder import Memory
+from eyeline.memory.names import target_names
 from measure import Result, Variant
 from step import (
     COMPILED,

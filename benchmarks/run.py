@@ -20,7 +20,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from eyeline.engine.run import environment, write_json
+from eyeline.files import write_json
+from eyeline.runs.provenance import environment
 from measure import Result, summary
 from step import PAIRS, measure_attention, measure_step
 

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
-from eyeline.engine.trainer import Device, make_optimizer, resolved
+from eyeline.device import Device, resolved
 from eyeline.models import create_model
 from eyeline.settings import Settings
+from eyeline.training.optimizer import make_optimizer
 from measure import Result, interleave
 
 SEEDS, CLASSES = 5, 10

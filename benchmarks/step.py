@@ -12,13 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eyeline.attention import attention_map
+from eyeline.device import Device, resolved
 from eyeline.distiller import Distiller
-from eyeline.engine.compiling import Part, compile_parts, losses_part, student_part, teacher_part
-from eyeline.engine.trainer import Device, make_optimizer, resolved
 from eyeline.losses.attention_transfer import map_distance
 from eyeline.models import create_model
 from eyeline.observe import find_layers, pair_layers
 from eyeline.settings import Settings
+from eyeline.training.compiling import Part, compile_parts, losses_part, student_part, teacher_part
+from eyeline.training.optimizer import make_optimizer
 from measure import Result, Variant, interleave
 from worker import Worker
 

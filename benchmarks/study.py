@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 import eyeline
-from eyeline.engine.trainer import console
+from eyeline.console import console
 from eyeline.models import create_model
 from measure import Result, Variant, interleave
 from process import CLASSES, noise

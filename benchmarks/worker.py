@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from typing import Any
 
-from eyeline.engine.allocator import keep_freed_memory
+from eyeline.training.allocator import keep_freed_memory
 from measure import Variant
 
 

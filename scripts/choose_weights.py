@@ -18,8 +18,8 @@ from typing import Any
 import yaml
 
 import eyeline
-from eyeline.engine.run import environment
 from eyeline.errors import TrainingStopped
+from eyeline.runs.provenance import environment
 
 ROOT = Path(__file__).resolve().parent.parent
 SEEDS = (0, 1)

@@ -16,8 +16,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from eyeline.evaluate.statistics import correct
-from eyeline.report import read_study, study_markdown
+from eyeline.pages import read_study, study_markdown
+from eyeline.studies.statistics import correct
 
 ROOT = Path(__file__).resolve().parent.parent
 

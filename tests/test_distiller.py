@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from eyeline import Distiller, InputError, Observer, create_model
 from eyeline.functional import attention_transfer_loss, knowledge_distillation_loss
-from eyeline.objective import Objective, Terms
+from eyeline.objective.terms import Objective, Terms
 from networks import Answers, Plain
 
 SHAPE = (3, 16, 16)

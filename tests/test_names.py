@@ -93,7 +93,7 @@ def test_short_names_of_the_field(
 
 def test_the_method_that_a_hint_shows_is_one() -> None:
     from eyeline.names import _OF_A_LOSS
-    from eyeline.objective import resolve_method
+    from eyeline.objective.method import resolve_method
 
     for method in _OF_A_LOSS.values():
         resolve_method(eyeline.kinds.parse_yaml(method))

@@ -11,7 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eyeline import InputError
-from eyeline.objective import SCHEDULES, Objective, Weight, loss_rates, method_name, resolve_method
+from eyeline.names import SCHEDULES
+from eyeline.objective.method import method_name, resolve_method
+from eyeline.objective.schedules import Weight, loss_rates
+from eyeline.objective.terms import Objective
 from eyeline.observe import Observation
 from oracles import balancer as oracle
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from eyeline.engine.trainer import Device
+from eyeline.device import Device
 from eyeline.errors import InputError
 from eyeline.ranks import Started, is_main_process, started
 from eyeline.settings import Settings

@@ -12,7 +12,7 @@ import yaml
 
 from eyeline import api
 from eyeline.losses import LOSSES
-from eyeline.objective import resolve_method
+from eyeline.objective.method import resolve_method
 from eyeline.settings import Settings
 
 ROOT = Path(__file__).parent.parent / "recipes"

@@ -28,15 +28,15 @@ from eyeline.data.batches import evaluation_batches
 from eyeline.data.preprocess import Normalization
 from eyeline.data.sources import load_data
 from eyeline.data.splits import ImageData, MemorySplit
+from eyeline.device import has_native_bf16
 from eyeline.distiller import Distiller
-from eyeline.engine.run import is_ours
-from eyeline.engine.trainer import has_native_bf16
 from eyeline.errors import InputError, TrainingStopped
-from eyeline.evaluate import Evaluation
-from eyeline.evaluate.answers import read_answers
-from eyeline.evaluate.statistics import holm, paired_difference
 from eyeline.files import LOCK, locked
+from eyeline.runs.answers import read_answers
+from eyeline.runs.folder import is_ours
 from eyeline.settings import Settings
+from eyeline.studies.statistics import holm, paired_difference
+from eyeline.training.evaluation import Evaluation
 from tiny import SETTINGS, TinyNet, tiny_data, tiny_net, tiny_split
 
 SHORT: dict[str, Any] = {**SETTINGS, "epochs": 2, "checkpoint_every": None, "precision": "float32"}

@@ -79,14 +79,14 @@ SETTINGS: dict[str, Any] = {
 
 def resolved(**settings: Any) -> Settings:
     """As the verbs resolve them for images in memory."""
-    from eyeline.engine import trainer
+    from eyeline.device import resolved
 
-    return trainer.resolved(Settings.of(**settings), files=False)
+    return resolved(Settings.of(**settings), files=False)
 
 
 def cut_off(saves: int, how: str) -> None:
     """Let this process be ended at its checkpoint number ``saves``: after it, within it, or by a signal."""
-    from eyeline.engine.run import RunFolder
+    from eyeline.runs.folder import RunFolder
 
     save, done = RunFolder.save_checkpoint, 0
 

@@ -335,7 +335,7 @@ def report(folder: str | Path, out: str | None = None) -> Path:
     Raises:
         InputError: the folder is no study or run, or is damaged.
     """
-    from eyeline.report import write_page
+    from eyeline.pages import write_page
 
     return write_page(Path(folder), None if out is None else Path(out))
 

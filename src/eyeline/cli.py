@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(outcome, Path) and is_main_process():
             print(outcome)
         elif outcome is not None and is_main_process():
-            from eyeline.report.tables import show
+            from eyeline.pages.tables import show
 
             show(outcome.folder, outcome.result)
     except InputError as error:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from eyeline.errors import InputError
 from eyeline.losses import Loss, Target
 from eyeline.losses.base import check_labels
-from eyeline.objective import Method, Objective, Terms, apart
+from eyeline.objective.method import Method
+from eyeline.objective.terms import Objective, Terms, apart
 from eyeline.observe import Observation, Observer, Probe, named_pairs, pair_layers, shared_input_shape
 
 
@@ -23,7 +24,7 @@ class Distiller(nn.Module):
         teacher: likewise; frozen: it is put in evaluation mode and stays there, its parameters require no
             gradient, and its statistics never move. May be ``None`` for a method that needs none (``"ce"``).
         method: ``"kd"``, ``"at"``, ``"at+kd"``, ... or a mapping with every parameter
-            (:func:`eyeline.objective.resolve_method`).
+            (:func:`eyeline.objective.method.resolve_method`).
         layers: ``"auto"`` (found and paired by resolution), or names: ``"layer3"`` for both networks,
             ``"block2:layer3"`` for the student's and the teacher's.
         input_shape: ``(C, H, W)`` of the images, where it cannot be told from the models.

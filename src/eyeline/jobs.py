@@ -25,12 +25,25 @@ from torchvision.datasets import FashionMNIST
 from eyeline import models
 from eyeline.api import Run
 from eyeline.attention import Reduce, attention_map
+from eyeline.console import console, show_progress
 from eyeline.data.preprocess import CENTRAL, Preprocess, shorter_side
 from eyeline.data.sources import list_data
 from eyeline.data.splits import ImageData
+from eyeline.device import Device, resolved
 from eyeline.distiller import Distiller
-from eyeline.engine.processes import how_many, run_apart
-from eyeline.engine.run import (
+from eyeline.errors import Diverged, InputError, TrainingStopped
+from eyeline.files import amount, read_json, write_atomically, write_json
+from eyeline.hashing import weights_hash
+from eyeline.memory.folder import Memory, check_folder
+from eyeline.memory.names import target_names
+from eyeline.memory.shared import SharedTeacher
+from eyeline.objective.method import method_name, resolve_method
+from eyeline.observe import Probe, evaluation_mode
+from eyeline.pages.page import write_page
+from eyeline.randomness import draws_apart, mix
+from eyeline.ranks import is_main_process
+from eyeline.runs.answers import read_answers, write_answers
+from eyeline.runs.folder import (
     ANSWERS,
     CHECKPOINT,
     HARDWARE,
@@ -41,36 +54,19 @@ from eyeline.engine.run import (
     TEACHER_ANSWERS,
     RunFolder,
     claimed,
-    environment,
     is_ours,
     is_run,
     is_taken,
-    plain,
     read_recipe,
     remove_run,
 )
-from eyeline.engine.trainer import (
-    Device,
-    console,
-    evaluation_stream,
-    fit,
-    resolved,
-    show_progress,
-    targets_by_view,
-)
-from eyeline.engine.trainer import remember as fill
-from eyeline.errors import Diverged, InputError, TrainingStopped
-from eyeline.evaluate import Evaluation, attention_loss, evaluate
-from eyeline.evaluate.answers import read_answers, write_answers
-from eyeline.evaluate.statistics import correct, paired_difference, summary
-from eyeline.files import amount, read_json, write_atomically, write_json
-from eyeline.memory import Memory, SharedTeacher, check_folder, target_names, weights_hash
-from eyeline.objective import method_name, resolve_method
-from eyeline.observe import Probe, evaluation_mode
-from eyeline.randomness import draws_apart, mix
-from eyeline.ranks import is_main_process
-from eyeline.report.page import write_page
+from eyeline.runs.provenance import environment, plain
 from eyeline.settings import Settings
+from eyeline.studies.apart import how_many, run_apart
+from eyeline.studies.statistics import correct, paired_difference, summary
+from eyeline.training.evaluation import Evaluation, attention_loss, evaluate
+from eyeline.training.trainer import evaluation_stream, fit, targets_by_view
+from eyeline.training.trainer import remember as fill
 
 BASELINE = "ce"
 
@@ -424,7 +420,7 @@ def look(
 ) -> Path:
     from eyeline.data.pictures import read_images
     from eyeline.observe import Observer
-    from eyeline.report.pictures import look_figure, save_figure
+    from eyeline.pages.pictures import look_figure, save_figure
 
     if out.suffix.lower() != ".png":
         raise InputError(f"out is {out}; the picture is a PNG, expected a name that ends in .png")
@@ -1224,8 +1220,8 @@ def _draw_attention(
 
     from eyeline.data.splits import MemorySplit
     from eyeline.observe import Observer
-    from eyeline.report.pictures import attention_grid, save_figure
-    from eyeline.report.tables import display_name
+    from eyeline.pages.pictures import attention_grid, save_figure
+    from eyeline.pages.tables import display_name
 
     shape = _image_shape(data, settings)
     if data.channels not in (1, 3):

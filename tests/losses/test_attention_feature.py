@@ -13,7 +13,7 @@ from torch.autograd import gradcheck
 from eyeline.distiller import Distiller
 from eyeline.errors import InputError
 from eyeline.functional import attention_feature
-from eyeline.objective import resolve_method
+from eyeline.objective.method import resolve_method
 from eyeline.observe import Observation
 from networks import Plain
 from oracles import features as oracle

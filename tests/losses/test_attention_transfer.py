@@ -18,7 +18,7 @@ from eyeline.distiller import Distiller
 from eyeline.errors import InputError
 from eyeline.functional import attention_transfer_loss
 from eyeline.losses import AttentionTransfer
-from eyeline.objective import Objective
+from eyeline.objective.terms import Objective
 from eyeline.observe import Observation
 from networks import Plain
 from oracles import attention as oracle

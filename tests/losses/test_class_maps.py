@@ -15,7 +15,7 @@ from eyeline.distiller import Distiller
 from eyeline.errors import InputError
 from eyeline.functional import class_activation_map_loss, class_activation_maps, class_attention_loss
 from eyeline.losses.class_maps import binarized
-from eyeline.objective import resolve_method
+from eyeline.objective.method import resolve_method
 from networks import Plain
 from oracles import features as oracle
 from oracles.differences import assert_finite_differences

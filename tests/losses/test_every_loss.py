@@ -19,8 +19,8 @@ from eyeline.data.batches import Batch
 from eyeline.data.splits import MemorySplit
 from eyeline.distiller import Distiller
 from eyeline.errors import InputError
-from eyeline.evaluate import evaluate
 from eyeline.losses import LOSSES
+from eyeline.training.evaluation import evaluate
 from networks import Plain
 from tiny import SETTINGS, TinyNet, tiny_data, tiny_net
 
@@ -259,7 +259,7 @@ def test_learnable_parts_start_from_the_seed_alone(name: str, tmp_path: Path, mo
 def test_a_run_goes_on_where_it_was(name: str, tmp_path: Path, monkeypatch: Any) -> None:
     """Cut off within the third epoch: the same student, losses and figures, bit for bit, as a whole run."""
     ends: list[dict[str, Tensor]] = []
-    fit, save, done = eyeline.jobs.fit, eyeline.engine.run.RunFolder.save_checkpoint, 0  # type: ignore[attr-defined]
+    fit, save, done = eyeline.jobs.fit, eyeline.runs.folder.RunFolder.save_checkpoint, 0  # type: ignore[attr-defined]
 
     def fitted(distiller: Distiller, *given: Any, **options: Any) -> Any:
         device = fit(distiller, *given, **options)
@@ -282,7 +282,7 @@ def test_a_run_goes_on_where_it_was(name: str, tmp_path: Path, monkeypatch: Any)
     whole = distill(tmp_path / "whole")
     assert all(math.isfinite(whole.result[figure]) for figure in ("train_loss", "validation_loss"))
     with monkeypatch.context() as patch:
-        patch.setattr("eyeline.engine.run.RunFolder.save_checkpoint", counted)
+        patch.setattr("eyeline.runs.folder.RunFolder.save_checkpoint", counted)
         with pytest.raises(CutOff):
             distill(tmp_path / "cut")
     step = torch.load(tmp_path / "cut" / "last.ckpt", weights_only=True)["step"]

@@ -12,7 +12,7 @@ from eyeline.distiller import Distiller
 from eyeline.errors import InputError
 from eyeline.functional import full_activation_loss, hint_loss
 from eyeline.losses.full_activation import FullActivationTransfer, Hint
-from eyeline.objective import resolve_method
+from eyeline.objective.method import resolve_method
 from networks import Plain
 from oracles import features as oracle
 from oracles.differences import assert_finite_differences

@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eyeline import Distiller, InputError
-from eyeline.engine.trainer import _compile
 from eyeline.functional import gradient_distance, loss_gradient
 from eyeline.losses.gradient_attention import FlipSymmetry, GradientAttentionTransfer, InputGradientPenalty
 from eyeline.observe import Observation
 from eyeline.settings import Settings
+from eyeline.training.trainer import _compile
 from networks import OverwrittenLater, Plain, Smooth
 from oracles import gradient_attention as oracle
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from eyeline.errors import InputError
 from eyeline.functional import knowledge_distillation_loss
 from eyeline.losses import KnowledgeDistillation
-from eyeline.objective import Objective
+from eyeline.objective.terms import Objective
 from eyeline.observe import Observation
 from oracles import distillation as oracle
 from oracles.attention import as_float64

@@ -17,7 +17,7 @@ from eyeline.distiller import Distiller
 from eyeline.errors import InputError
 from eyeline.losses import LOSSES
 from eyeline.losses.class_maps import binarized
-from eyeline.objective import loss_rates
+from eyeline.objective.schedules import loss_rates
 from oracles import methods as oracle
 from tiny import SETTINGS, tiny_data
 
@@ -482,7 +482,7 @@ def tiny_pair() -> tuple[nn.Module, nn.Module]:
 
 @pytest.mark.parametrize("method", METHODS, ids=options)
 def test_trains_and_resumes_exactly(method: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from eyeline.engine.run import RunFolder
+    from eyeline.runs.folder import RunFolder
 
     student, teacher = tiny_pair()
     settings = {**SETTINGS, "epochs": 2}

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from eyeline import InputError, Observer, create_model
-from eyeline.models import load_weights, parameter_count
 from eyeline.models.staged import StagedNetwork
+from eyeline.models.weights import load_weights, parameter_count
 from eyeline.observe import Layer, Probe, find_layers, pair_layers, shared_input_shape
 from networks import perturbed
 from oracles.resnet import resnet

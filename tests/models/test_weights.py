@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from eyeline import InputError, create_model
-from eyeline.models import EMBEDDED, load_weights, read_tensors
+from eyeline.models import EMBEDDED
+from eyeline.models.weights import load_weights, read_tensors
 from networks import Plain
 
 

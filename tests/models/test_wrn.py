@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from eyeline import InputError, Observer, create_model
-from eyeline.models import parameter_count
+from eyeline.models.weights import parameter_count
 from eyeline.models.wrn import SIZES, WideResNet
 from eyeline.names import wide
 from networks import perturbed

@@ -1,1 +1,0 @@
-"""Training: the loop, on Lightning Fabric, and the folder a run leaves."""

@@ -1,0 +1,168 @@
+"""The weighted sum of a method's losses, and what one step gives of it."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import register_dataclass
+
+from eyeline.errors import InputError
+from eyeline.losses import Loss, Target
+from eyeline.objective.method import Method, build, resolve_method
+from eyeline.objective.schedules import Weight, loss_rates
+from eyeline.observe import Observation, Observer
+
+
+@dataclass(eq=False)
+class Terms:
+    """The unweighted terms of one step by name, their weighted sum, and what the student answered.
+
+    A term whose weight is 0 is not computed, and not among them. Read like a mapping of names to terms; but a
+    dataclass, which PyTorch and what wraps its modules take apart and put together again: a mapping would
+    lose the sum and the answer there.
+    """
+
+    terms: dict[str, Tensor]
+    """Name -> scalar, detached."""
+    total: Tensor
+    """The scalar to differentiate: Σ weight · term."""
+    logits: Tensor
+    """The student's logits ``[N, K]``."""
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.terms[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.terms)
+
+    def __len__(self) -> int:
+        return len(self.terms)
+
+    def keys(self) -> KeysView[str]:
+        return self.terms.keys()
+
+    def values(self) -> ValuesView[Tensor]:
+        return self.terms.values()
+
+    def items(self) -> ItemsView[str, Tensor]:
+        return self.terms.items()
+
+
+class _Apart(namedtuple("_Apart", ("terms", "total", "logits"))):
+    @classmethod
+    def _make(cls, parts: Iterable[Any]) -> Any:  # type: ignore[override]
+        return Terms(*parts)
+
+
+def apart(terms: Terms) -> Any:
+    """Terms as ``nn.DataParallel`` gathers them from its devices (it knows no dataclass): as Terms again."""
+    return _Apart(terms.terms, terms.total, terms.logits)
+
+
+register_dataclass(Terms)  # DistributedDataParallel(static_graph=True) finds the tensors of registered types
+
+
+class Objective(nn.Module):
+    """The weighted sum of a method's losses.
+
+    Args:
+        method: a method string or mapping, see :func:`resolve_method`.
+    """
+
+    active: list[str]
+    """The terms whose weight is not 0 now, by their own schedule: no other is computed."""
+    factors: Tensor
+    first_losses: Tensor
+    last_losses: Tensor
+
+    def __init__(self, method: Method) -> None:
+        super().__init__()
+        self.method = resolve_method(method)
+        self.losses = nn.ModuleDict({name: build(name, options) for name, options in self.method.items()})
+        self.weights = {name: Weight(o["weight"], o["schedule"]) for name, o in self.method.items()}
+        self._balanced = [n for n, w in self.weights.items() if w.schedule == "loss_rate" and w.value]
+        # a tensor: a weight that changes is then no new graph for torch.compile and no host transfer a step
+        self.register_buffer("factors", torch.zeros(len(self.weights)), persistent=False)
+        # mean losses of the last epoch, and of the first one in which they were not 0; 0 until there are any
+        self.register_buffer("first_losses", torch.zeros(len(self.weights)))
+        self.register_buffer("last_losses", torch.zeros(len(self.weights)))
+        self.set_progress(0, 1)
+
+    def set_progress(self, epoch: int, epochs: int, learning_rate_factor: float = 1.0) -> None:
+        """Set the weights for ``epoch`` (from 0) of ``epochs``."""
+        values = [weight.at(epoch, epochs, learning_rate_factor) for weight in self.weights.values()]
+        self.active = self.active_in(epoch, epochs, learning_rate_factor)
+        factors = torch.tensor(values, dtype=torch.float64)
+        balanced = [i for i, name in enumerate(self.weights) if name in self._balanced]
+        if balanced:
+            names = [list(self.weights)[i] for i in balanced]
+            rates = loss_rates(names, self.first_losses[balanced], self.last_losses[balanced])
+            factors[balanced] *= rates.to(factors)
+        self.factors.copy_(factors)
+
+    def end_epoch(self, losses: Mapping[str, float]) -> None:
+        """Tell the mean (unweighted) terms of the epoch that ended: schedule ``loss_rate`` follows them.
+
+        Raises:
+            InputError: one that is followed is missing.
+        """
+        missing = [name for name in self._balanced if name not in losses]
+        if missing:
+            raise InputError(
+                f"the mean of {', '.join(missing)} is missing; expected {', '.join(self._balanced)}"
+            )
+        self.last_losses.copy_(torch.tensor([losses.get(name, 0.0) for name in self.weights]))
+        self.first_losses.copy_(torch.where(self.first_losses == 0, self.last_losses, self.first_losses))
+
+    def active_in(self, epoch: int, epochs: int, learning_rate_factor: float = 1.0) -> list[str]:
+        """The terms whose weight in ``epoch`` (from 0) of ``epochs`` is not 0; no other is computed."""
+        return [n for n, weight in self.weights.items() if weight.at(epoch, epochs, learning_rate_factor)]
+
+    @property
+    def needs_teacher(self) -> bool:
+        return bool(self.targeted)
+
+    def needs(self, what: str, of_teacher: bool = False, now: bool = False) -> bool:
+        """Whether some loss (``now``: whose weight is not 0 at present) needs ``what`` observed (see
+        ``Loss.needs``), of the teacher as well."""
+        losses = [loss for name, loss in self._losses().items() if name in self.active or not now]
+        return any(what in loss.needs and (loss.needs_teacher or not of_teacher) for loss in losses)
+
+    def setup(self, student: Observer, teacher: Observer | None) -> None:
+        """Let the losses make their learnable parts for what is observed of these networks."""
+        for loss in self._losses().values():
+            loss.setup(student, teacher)
+
+    @property
+    def targeted(self) -> dict[str, Loss]:
+        """The losses that need a target of the teacher."""
+        return {name: loss for name, loss in self._losses().items() if loss.needs_teacher}
+
+    def target(self, teacher: Observation) -> dict[str, Target]:
+        """All that must be remembered of the teacher, by loss."""
+        return {name: loss.target(teacher) for name, loss in self.targeted.items() if name in self.active}
+
+    def terms(self, student: Observation, targets: Mapping[str, Target], labels: Tensor) -> dict[str, Tensor]:
+        """The losses whose weight is not 0 now, unweighted, with their graphs."""
+        losses = self._losses()
+        return {name: losses[name](student, targets.get(name, {}), labels) for name in self.active}
+
+    def forward(self, student: Observation, targets: Mapping[str, Target], labels: Tensor) -> Terms:
+        terms, weighted = self.terms(student, targets, labels), []
+        for (name, loss), factor in zip(self._losses().items(), self.factors.unbind(), strict=True):
+            if name in terms:
+                weighted.append(factor * terms[name])
+            else:
+                # nothing, for which the student and what the loss learns have a gradient of 0, and not none
+                empty = [tensor.flatten()[:0].sum() for tensor in (student.logits, *loss.parameters())]
+                weighted.append(factor * torch.stack(empty).sum())
+        total = torch.stack(weighted).sum()
+        return Terms({name: term.detach() for name, term in terms.items()}, total, student.logits)
+
+    def _losses(self) -> dict[str, Loss]:
+        return dict(self.losses.items())  # type: ignore[arg-type]

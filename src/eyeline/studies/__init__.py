@@ -1,0 +1,1 @@
+"""Several methods and seeds in one protocol, compared."""

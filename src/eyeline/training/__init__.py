@@ -1,0 +1,1 @@
+"""From an experiment to a trained student: the loop, its state, and what it runs on."""

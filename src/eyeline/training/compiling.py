@@ -1,0 +1,224 @@
+"""Which networks run compiled: as the settings say, or where it was measured to pay for a run so long."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import statistics
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from eyeline.distiller import Distiller
+from eyeline.hashing import weights_hash
+from eyeline.losses import Target
+from eyeline.observe import Observation, evaluation_mode
+
+_FEW_STEPS = 200  # in which to measure would cost more than it could tell
+
+_MEASURED = 1.0  # seconds, or three times
+
+
+@dataclass(frozen=True)
+class Part:
+    """What may run compiled."""
+
+    name: str
+    module: nn.Module
+    ask: Callable[[int], object]
+    """Does with it what a step does, for a number of images."""
+    steps: int
+    """How often that will be."""
+    long: float
+    """Seconds of it in all from which compiling is tried on a CPU."""
+    constant: bool = False
+    """Weights and batch norm never change, and may be folded into the code."""
+
+
+def teacher_part(teacher: nn.Module, ask: Callable[[int], object], steps: int) -> Part:
+    """Compiling takes half a minute at first, and saves about a tenth."""
+    return Part("teacher", teacher, ask, steps, long=600.0, constant=True)
+
+
+def student_part(distiller: Distiller, images: Callable[[int], Tensor], autocast: Any, steps: int) -> Part:
+    """The student's forward and backward pass; compiling takes half a minute, and saves a few percent.
+
+    ``images``: so many of them, as the student is given them; ``autocast``: the context that it runs in. What
+    the passes do to running statistics is for the caller to undo.
+    """
+
+    def ask(size: int) -> None:
+        batch = images(size)
+        labels = torch.zeros(size, dtype=torch.int64, device=batch.device)
+        with autocast():
+            seen = distiller.observe_student(batch, labels)
+        parameters = [p for p in distiller.student.parameters() if p.requires_grad]
+        torch.autograd.grad(seen.logits.float().logsumexp(1).sum(), parameters, allow_unused=True)
+
+    return Part("student", distiller.student, ask, steps, long=3600.0)
+
+
+def losses_part(distiller: Distiller, images: Callable[[int], Tensor], autocast: Any, steps: int) -> Part:
+    """The losses with their gradients; compiling takes some ten seconds at first, and saves about a half.
+
+    ``images``: so many of them, as the student is given them; ``autocast``: the context that it runs in.
+    """
+    seen: dict[int, tuple[Observation, Mapping[str, Target], Tensor]] = {}
+
+    def observe(size: int) -> tuple[Observation, Mapping[str, Target], Tensor]:
+        batch = images(size)
+        labels = torch.zeros(size, dtype=torch.int64, device=batch.device)
+        with torch.no_grad(), evaluation_mode(distiller.student):
+            shown = distiller.observe_student(batch, labels)
+        shown = dataclasses.replace(
+            shown,
+            logits=_leaf(shown.logits),
+            features=tuple(map(_leaf, shown.features)),
+            pre_activations=tuple(map(_leaf, shown.pre_activations)),
+            class_maps=None if shown.class_maps is None else _leaf(shown.class_maps),
+        )
+        return shown, distiller.target(batch, labels), labels
+
+    def ask(size: int) -> None:
+        with autocast():
+            if size not in seen:
+                seen[size] = observe(size)
+            shown, targets, labels = seen[size]
+            total = distiller.objective(shown, targets, labels).total
+        leaves = [shown.logits, *shown.features, *shown.pre_activations]
+        leaves += [] if shown.class_maps is None else [shown.class_maps]
+        torch.autograd.grad(total, leaves, allow_unused=True)
+
+    return Part("losses", distiller.objective, ask, steps, long=60.0)
+
+
+def _leaf(tensor: Tensor) -> Tensor:
+    return tensor.detach().requires_grad_()
+
+
+def compile_parts(
+    parts: Sequence[Part],
+    mode: str | Collection[str],
+    device: torch.device,
+    sizes: Sequence[int],
+) -> tuple[list[str], list[str]]:
+    """Compile networks and losses, or leave them as they are.
+
+    On a GPU all run compiled. On a CPU, with ``auto``, each is compiled for a long run, timed against itself,
+    and stays compiled if that is faster.
+
+    Args:
+        mode: ``on``, ``off``, ``auto``, or the names of the parts that are compiled.
+        sizes: the batches' numbers of images, the usual one first.
+
+    Returns:
+        The names of what runs compiled, and lines that say why.
+    """
+    if mode == "off" or (mode == "auto" and device.type not in ("cpu", "cuda")):
+        return [], []
+    _keep_compiled_code()
+    named = None if isinstance(mode, str) else mode
+    choosing = mode == "auto" and device.type == "cpu"
+    compiled, said = [], []
+    for part in parts:
+        before = None
+        if named is not None and (part.name not in named or not part.steps):
+            continue
+        if choosing:
+            if part.module._compiled_call_impl is not None:  # by its owner
+                continue
+            if part.steps < _FEW_STEPS or (before := _seconds(part.ask, sizes[0])) * part.steps < part.long:
+                continue
+        began = time.perf_counter()
+        try:
+            _compile(part, sizes, fold=part.constant and device.type == "cpu")
+        except Exception as error:  # a compiler may fail in many ways; the run does not need it
+            part.module._compiled_call_impl = None
+            why = f"cannot be compiled ({type(error).__name__}) and runs without"
+            said.append(f"compile={'on' if named else mode}: {part.name} {why}")
+            continue
+        if before is not None:
+            took = time.perf_counter() - began
+            now = _seconds(part.ask, sizes[0])
+            share = f"{now / before:.2f} of the time"
+            if now >= before:
+                part.module._compiled_call_impl = None
+                said.append(f"compile=auto: {part.name} takes {share} when compiled, and runs without")
+                continue
+            saved = (before - now) * part.steps
+            shown = f"{saved / 60:.0f} minutes" if saved >= 120 else f"{saved:.0f} s"
+            said.append(
+                f"compile=auto: {part.name} compiled in {took:.0f} s, {share}: saves {shown} of this run"
+            )
+        compiled.append(part.name)
+    return compiled, said
+
+
+@contextmanager
+def restored(*modules: nn.Module | None) -> Iterator[None]:
+    """Afterwards networks and losses run as they did before, compiled by their owner or not."""
+    before = [(module, module._compiled_call_impl) for module in modules if module is not None]
+    try:
+        yield
+    finally:
+        for module, call in before:
+            module._compiled_call_impl = call  # torch has no public way back
+
+
+def recompiling() -> AbstractContextManager[None]:
+    """Where compiled code may be compiled again, as the losses are where a term begins or ends to count."""
+    from torch._dynamo import config as dynamo
+
+    # the methods of a study are one function, compiled for each; code without the hooks of an observer must
+    # not serve a network with them
+    return dynamo.patch(recompile_limit=256, skip_nnmodule_hook_guards=False)
+
+
+def _compile(part: Part, sizes: Sequence[int], *, fold: bool) -> None:
+    from torch._inductor import config as inductor
+
+    part.module.compile(dynamic=False, **({"backend": _folding_backend(part.module)} if fold else {}))
+    # only a teacher may become constants
+    with recompiling(), inductor.patch(freezing=fold):
+        for size in sizes:
+            part.ask(size)
+
+
+def _folding_backend(network: nn.Module) -> Callable[..., Any]:
+    """Inductor, as an object of its own for these weights: torch looks compiled code up by its backend, and
+    would serve a network the constants of weights that it had before."""
+    weights = weights_hash(network)
+    known = _folded.get(network)
+    if known is None or known[0] != weights:
+
+        def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+            return torch._dynamo.lookup_backend("inductor")(graph, inputs)
+
+        _folded[network] = known = (weights, backend)
+    return known[1]
+
+
+_folded: WeakKeyDictionary[nn.Module, tuple[str, Callable[..., Any]]] = WeakKeyDictionary()
+
+
+def _seconds(ask: Callable[[int], object], size: int) -> float:
+    ask(size)
+    times: list[float] = []
+    while len(times) < 3 or sum(times) < _MEASURED:
+        began = time.perf_counter()
+        ask(size)
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def _keep_compiled_code() -> None:
+    """In the user's cache instead of the temporary folder, so that the next run starts at once."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "eyeline" / "inductor"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
