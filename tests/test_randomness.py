@@ -42,6 +42,16 @@ def test_the_draws_on_a_gpu_are_those_of_torch() -> None:
     assert torch.equal(torch.cuda.get_rng_state(device), before)
 
 
+def test_the_state_of_a_device_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = [torch.tensor([1, 2])]
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda device: state[-1])
+    monkeypatch.setattr(torch.mps, "set_rng_state", lambda new, device: state.append(new))
+    monkeypatch.setattr(torch.mps, "manual_seed", lambda seed: state.append(torch.tensor([seed])))
+    with draws_apart(torch.device("mps"), seed=7):
+        assert state[-1].tolist() == [7]
+    assert state[-1].tolist() == [1, 2]
+
+
 def test_afterwards_the_state_is_as_it_was() -> None:
     state = torch.get_rng_state()
     with draws_apart():

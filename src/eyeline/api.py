@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from eyeline.errors import InputError
+from eyeline.isolation import as_found
 from eyeline.kinds import as_kind
 from eyeline.names import check_images, check_names, meant
 from eyeline.settings import Settings, kinds_of_settings
@@ -59,7 +60,8 @@ def _verb(verb: Verb) -> Verb:
             given.arguments[name] = as_kind(name, value, signature.parameters[name].annotation)
         if documented:
             Settings.of(**{k: v for k, v in given.arguments.items() if k not in own.parameters})
-        return verb(*given.args, **given.kwargs)
+        with as_found(*given.arguments.values()):
+            return verb(*given.args, **given.kwargs)
 
     call.__signature__ = signature  # type: ignore[attr-defined]
     call.__doc__ = inspect.cleandoc(verb.__doc__ or "").replace(
@@ -384,6 +386,8 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     Raises:
         InputError: the folder holds no finished run, or its weights are damaged.
     """
-    from eyeline import jobs
+    place = Path(as_kind("folder", folder, str | Path)).expanduser()
+    with as_found():
+        from eyeline import jobs
 
-    return jobs.load(Path(as_kind("folder", folder, str | Path)).expanduser(), model)
+        return jobs.load(place, model)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +17,18 @@ from eyeline.ranks import started
 from eyeline.settings import Settings
 
 
+@contextmanager
+def fabric_is_silent() -> Iterator[None]:
+    """It announces its precision and its processes at every start; the run folder records them."""
+    logger = logging.getLogger("lightning_fabric")
+    before = logger.level
+    logger.setLevel(max(before, logging.WARNING))
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
 @dataclass(frozen=True)
 class Device:
     """Where and in which precision networks run."""
@@ -22,6 +37,7 @@ class Device:
     bf16: bool
 
     @classmethod
+    @fabric_is_silent()
     def of(cls, settings: Settings, loggers: Any = (), *, idle: bool = False) -> Device:
         """Choose the hardware that the settings ask for; ``idle``: some parameters may get no gradient."""
         accelerator, devices = settings.accelerator, settings.devices

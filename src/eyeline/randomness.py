@@ -72,11 +72,17 @@ def seed_draws(seed: int, device: torch.device = CPU) -> None:
 
 @contextmanager
 def draws_apart(*devices: torch.device, seed: int | None = None) -> Iterator[None]:
-    """Leave the random state of the CPU and of CUDA ``devices`` as it is; what is drawn meanwhile depends on
+    """Leave the random state of the CPU and of ``devices`` as it is; what is drawn meanwhile depends on
     ``seed``, if one is given."""
-    # without a list torch takes all devices of the machine, and warns
-    with torch.random.fork_rng([device for device in devices if device.type == "cuda"]):
-        if seed is not None:
-            for device in devices or (CPU,):
-                seed_draws(seed, device)
-        yield
+    others = [(torch.get_device_module(d), d) for d in devices if d.type not in ("cpu", "meta")]
+    states = [module.get_rng_state(device) for module, device in others]
+    try:
+        # without a list torch takes all GPUs of the machine, and warns
+        with torch.random.fork_rng([]):
+            if seed is not None:
+                for device in devices or (CPU,):
+                    seed_draws(seed, device)
+            yield
+    finally:
+        for (module, device), state in zip(others, states, strict=True):
+            module.set_rng_state(state, device)

@@ -15,9 +15,9 @@ import os
 import shutil
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeVar
@@ -135,8 +135,11 @@ def packed_copy(
 
 def each_decoded(
     paths: Sequence[Path], workers: int | None, use: Callable[[Image.Image], T]
-) -> Iterator[T | str]:
-    """Decode every file in full, in threads: what ``use`` makes of it, in order; or why it fails."""
+) -> Generator[T | str, None, None]:
+    """Decode every file in full, in threads: what ``use`` makes of it, in order; or why it fails.
+
+    To be closed: until then a flag of Pillow's is another for all that runs.
+    """
 
     def one(path: Path) -> T | str:
         try:
@@ -296,7 +299,8 @@ def _make(
                 file = written.enter_context(writing(folder / f"{name}{_PIXELS}"))
                 shapes: list[list[int]] = []
                 images[name] = shapes
-                for path, made in zip(paths, each_decoded(paths, workers, use), strict=True):
+                decoded = written.enter_context(closing(each_decoded(paths, workers, use)))
+                for path, made in zip(paths, decoded, strict=True):
                     if isinstance(made, str):
                         bad[path] = made
                         made = [0, 0, 0], b""

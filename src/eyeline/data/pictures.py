@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,16 +72,17 @@ def _first_pictures(
     """The first ``count`` pictures, and the files before the last of them that cannot be read."""
     pictures: list[_Named] = []
     bad: list[Path] = []
-    for file, picture in zip(files, each_decoded(files, None, lambda image: image), strict=False):
-        if isinstance(picture, Image.Image):
-            pictures.append((_shortened(file.name), picture))
-        elif skip_bad_images:
-            bad.append(file)
-        else:
-            hint = "; --skip_bad_images leaves such files out" if len(files) > 1 else ""
-            raise InputError(f"{file} cannot be read: {picture}{hint}")
-        if len(pictures) == count:
-            break
+    with closing(each_decoded(files, None, lambda image: image)) as decoded:
+        for file, picture in zip(files, decoded, strict=False):
+            if isinstance(picture, Image.Image):
+                pictures.append((_shortened(file.name), picture))
+            elif skip_bad_images:
+                bad.append(file)
+            else:
+                hint = "; --skip_bad_images leaves such files out" if len(files) > 1 else ""
+                raise InputError(f"{file} cannot be read: {picture}{hint}")
+            if len(pictures) == count:
+                break
     if not pictures:
         raise InputError(f"none of {len(files):,} image files in {files[0].parent} can be read")
     return pictures, bad

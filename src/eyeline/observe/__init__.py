@@ -3,7 +3,7 @@
 from eyeline.observe.discover import named_pairs, pair_layers
 from eyeline.observe.layer import Head, Layer, Place
 from eyeline.observe.observer import Observation, Observer
-from eyeline.observe.passes import buffers_kept, evaluation_mode
+from eyeline.observe.passes import as_it_was, buffers_kept, evaluation_mode
 from eyeline.observe.probe import Probe, find_layers, shared_input_shape
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Observer",
     "Place",
     "Probe",
+    "as_it_was",
     "buffers_kept",
     "evaluation_mode",
     "find_layers",

@@ -181,6 +181,35 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def as_it_was(model: nn.Module) -> Iterator[None]:
+    """Afterwards a network lies where, and in the memory format that, it did; its parts have their modes and
+    hooks, its parameters are frozen or not. Their values are left to whoever changes them."""
+    modules = list(model.modules())
+    tensors = [(module, dict(module._parameters), dict(module._buffers)) for module in modules]
+    parameters = [(parameter, parameter.data, parameter.requires_grad) for parameter in model.parameters()]
+    hooks = [
+        (all_of_a_kind, set(all_of_a_kind))
+        for module in modules
+        for all_of_a_kind in (module._forward_hooks, module._forward_pre_hooks)
+    ]
+    modes = [module.training for module in modules]
+    try:
+        yield
+    finally:
+        for module, own, buffers in tensors:
+            module._parameters.update(own)
+            module._buffers.update(buffers)
+        for parameter, data, learns in parameters:
+            parameter.data = data
+            parameter.requires_grad_(learns)
+        for all_of_a_kind, before in hooks:
+            for added in all_of_a_kind.keys() - before:
+                del all_of_a_kind[added]
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
+
+
+@contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients or compilation, and everything as it was afterwards."""
     with (

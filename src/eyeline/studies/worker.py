@@ -15,6 +15,7 @@ from typing import Any, TextIO
 from eyeline import jobs
 from eyeline.console import console
 from eyeline.errors import InputError, TrainingStopped
+from eyeline.isolation import warnings_in_a_line
 from eyeline.settings import Settings
 
 
@@ -45,7 +46,8 @@ def _listen(lines: TextIO, tasks: queue.SimpleQueue[str]) -> None:
 def _do(task: dict[str, Any]) -> tuple[str | None, str]:
     try:
         settings = Settings.of(**task["settings"])
-        jobs.distill(task["recipe"], settings, out=task["out"], resume=True, overwrite=False)
+        with warnings_in_a_line():
+            jobs.distill(task["recipe"], settings, out=task["out"], resume=True, overwrite=False)
     except (InputError, TrainingStopped) as error:
         return type(error).__name__, str(error)
     return None, ""

@@ -164,12 +164,15 @@ def compile_parts(
 @contextmanager
 def restored(*modules: nn.Module | None) -> Iterator[None]:
     """Afterwards networks and losses run as they did before, compiled by their owner or not."""
-    before = [(module, module._compiled_call_impl) for module in modules if module is not None]
+    name = "_compiled_call_impl"  # torch has no public way back
+    before = [(vars(module), vars(module).get(name)) for module in modules if module is not None]
     try:
         yield
     finally:
         for module, call in before:
-            module._compiled_call_impl = call  # torch has no public way back
+            module.pop(name, None)
+            if call is not None:
+                module[name] = call
 
 
 def recompiling() -> AbstractContextManager[None]:

@@ -14,7 +14,7 @@ from eyeline.distiller import Distiller
 from eyeline.errors import InputError
 from eyeline.losses import AttentionTransfer
 from eyeline.losses.base import check_labels
-from eyeline.observe import evaluation_mode
+from eyeline.observe import as_it_was, evaluation_mode
 
 
 class Evaluation(NamedTuple):
@@ -70,23 +70,23 @@ def attention_loss(
 
     The AT loss (unweighted, ``mean_square``, exponent 2, summed over the paired layers) in evaluation mode,
     averaged over the images. Comparable between students trained by any method, also those that never saw an
-    attention map. The student is left in the mode it was in; the teacher is frozen, as by
-    :class:`eyeline.Distiller`.
+    attention map. Both networks are left as they were.
 
     Raises:
         InputError: as :class:`eyeline.Distiller`, or there are no images.
     """
-    distiller = Distiller(student, teacher, {AttentionTransfer.name: {}}, layers, input_shape)
     total, count = 0.0, 0
-    try:
-        with evaluation_mode(distiller):
-            for batch in batches:
-                with autocast():
-                    terms = distiller(batch.images, batch.labels)
-                total += float(terms[AttentionTransfer.name]) * len(batch.labels)
-                count += len(batch.labels)
-    finally:
-        distiller.close()
+    with (
+        as_it_was(teacher),
+        evaluation_mode(student),
+        Distiller(student, teacher, {AttentionTransfer.name: {}}, layers, input_shape) as distiller,
+    ):
+        distiller.eval()
+        for batch in batches:
+            with autocast():
+                terms = distiller(batch.images, batch.labels)
+            total += float(terms[AttentionTransfer.name]) * len(batch.labels)
+            count += len(batch.labels)
     if count == 0:
         raise InputError("there are no images to evaluate on; expected at least one")
     return total / count

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ from eyeline.console import Figures, console, show_progress
 from eyeline.data.batches import Batch, TrainingStream, evaluation_batches
 from eyeline.data.preprocess import Normalization
 from eyeline.data.splits import ImageData, Split
-from eyeline.device import Device
+from eyeline.device import Device, fabric_is_silent
 from eyeline.distiller import Distiller
 from eyeline.doctor import idle_parameters
 from eyeline.errors import Diverged, InputError, TrainingStopped
@@ -48,9 +47,6 @@ from eyeline.training.compiling import (
 from eyeline.training.evaluation import evaluate
 from eyeline.training.optimizer import learning_rate_factor, make_optimizer
 from eyeline.training.signals import interruptible
-
-# Fabric announces its precision at every start; the run folder records it
-logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
 
 
 class _Step(nn.Module):
@@ -79,6 +75,7 @@ class _Step(nn.Module):
         return terms.total, figures
 
 
+@fabric_is_silent()
 def fit(
     distiller: Distiller,
     data: ImageData,

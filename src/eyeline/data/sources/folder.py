@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -144,5 +145,5 @@ def _readable(
 
 def _unreadable(paths: Sequence[Path], workers: int | None) -> list[tuple[Path, str]]:
     """Decode every file in full; return those that fail, and why."""
-    decoded = each_decoded(paths, workers, lambda image: None)
-    return [(path, why) for path, why in zip(paths, decoded, strict=True) if why is not None]
+    with closing(each_decoded(paths, workers, lambda image: None)) as decoded:
+        return [(path, why) for path, why in zip(paths, decoded, strict=True) if why is not None]
