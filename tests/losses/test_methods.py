@@ -297,7 +297,8 @@ def test_bfloat16(method: Any) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         terms = distiller(images, labels)
     for name, term in terms.items():
-        assert float(term) == pytest.approx(float(exact[name]), rel=0.05, abs=1e-3), name
+        # that of mirrored images is the square of a difference that is little more than the rounding
+        assert float(term) == pytest.approx(float(exact[name]), rel=0.05, abs=3e-3), name
     terms.total.backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in distiller.parameters())
 
