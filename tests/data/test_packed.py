@@ -344,7 +344,7 @@ def test_killed_while_it_is_written(birds: Path, tmp_path: Path, which: int) -> 
 
     process = fork.Process(target=write_half)
     process.start()
-    process.join(600)
+    process.join()
     assert process.exitcode == -signal.SIGKILL
     left = contents(tmp_path / "p")
     assert "packed.json" not in left
@@ -371,7 +371,7 @@ def test_a_full_disk(birds: Path, tmp_path: Path, monkeypatch: Any) -> None:
 
     process = fork.Process(target=limited)
     process.start()
-    process.join(600)
+    process.join()
     assert process.exitcode == 0
     assert list(contents(tmp_path / "p")) == [".eyeline.lock"]
     assert whole(load(birds, tmp_path / "p"))
@@ -443,7 +443,7 @@ def test_two_processes_at_once(birds: Path, tmp_path: Path) -> None:
         process.start()
     said = [line for _ in processes for line in lines.get(timeout=600)]
     for process in processes:
-        process.join(600)
+        process.join()
     assert [process.exitcode for process in processes] == [0, 0]
     assert sum(line.startswith("packed: 48 images") for line in said) == 1
 

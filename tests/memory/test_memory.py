@@ -380,7 +380,7 @@ def test_killed_while_a_view_is_written(tmp_path: Path) -> None:
 
     process = fork.Process(target=write_half, args=(tmp_path / "m",))
     process.start()
-    process.join(60)
+    process.join()
     assert process.exitcode == -signal.SIGKILL
     assert list((tmp_path / "m").rglob("*.part"))  # it was in the middle
     memory = opened(tmp_path / "m")
@@ -411,7 +411,7 @@ def test_two_processes_that_fill_at_once(tmp_path: Path) -> None:
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join()
     assert [process.exitcode for process in processes] == [0, 0]
     for view in range(4):
         check(opened(tmp_path / "m"), view, "a", asked=[])
