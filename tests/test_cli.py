@@ -219,7 +219,6 @@ def test_a_recipe_and_what_stands_beside_it(called: dict[str, Any], tmp_path: Pa
         ("train m d --optimizer adam", "unknown optimizer 'adam'; did you mean 'adamw'? (adamw, sgd)"),
         ("train m d --data", "--data needs a value: a text"),
         ("train m d --epochs 1 2", "--epochs takes one value, got '1 2'"),
-        ("train m d --epochs 1 --epochs 2", "--epochs takes one value, got '1 2'"),
         (
             "train m d --out my run",
             "'run' is one argument too many; expected at most 3 without a name (model, data, out)",
@@ -339,3 +338,13 @@ def test_help_into_a_pipe_that_closes() -> None:
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert done.stdout.startswith("Usage: eyeline distill")
     assert done.stderr == ""
+
+
+def test_of_an_option_that_is_given_twice_the_last_counts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["look", "wrn_10_1", "fashion_mnist_sample", "--count", "0", "--out", str(tmp_path / "a.png")]
+    assert cli.main([*words, "--maps=sum^2", "--count=2", "--maps", "max^1"]) == 0
+    assert (tmp_path / "a.png").exists()
+    assert cli.main([*words, "--count", "-1"]) == 2
+    assert "count is -1" in capsys.readouterr().err

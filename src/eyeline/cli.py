@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -73,11 +74,19 @@ def _parsed(words: Sequence[str]) -> tuple[Callable[..., Any], inspect.BoundArgu
         raise unknown("command", words[0], api.VERBS)
     try:
         app = _app(helping=not {"-h", "--help"}.isdisjoint(words))
-        command, bound, _ = app.parse_args(words, print_error=False, exit_on_error=False)
+        command, bound, _ = app.parse_args(_last_of_each(words), print_error=False, exit_on_error=False)
     except CycloptsError as error:
         raise _in_words(error, words[0]) from error
     bound.apply_defaults()
     return command, bound
+
+
+def _last_of_each(words: Sequence[str]) -> list[str]:
+    """The words without an option that is given again later: the last one counts."""
+    starts = [i for i, word in enumerate(words) if word.startswith("--")]
+    options = [list(words[a:b]) for a, b in pairwise([*starts, len(words)])]
+    last = {option[0].partition("=")[0]: option for option in options}
+    return [*words[: min(starts, default=len(words))], *chain.from_iterable(last.values())]
 
 
 def _in_words(error: CycloptsError, verb: str) -> InputError:

@@ -178,7 +178,7 @@ def test_killed_while_the_teacher_is_asked(tmp_path: Path, filled: Path) -> None
         from pathlib import Path
         sys.path.insert(0, {tests!r})
         import tiny
-        from eyeline import memory
+        from eyeline.memory import encoding as memory
         encode, done = memory.encode, 0
         def counted(*given):
             global done
@@ -210,7 +210,7 @@ def test_killed_while_the_teacher_is_asked(tmp_path: Path, filled: Path) -> None
 def test_a_full_disk_changes_nothing_but_a_line(
     tmp_path: Path, filled: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str], when: str
 ) -> None:
-    write = eyeline.memory.write_atomically  # type: ignore[attr-defined]
+    write = eyeline.memory.folder.write_atomically  # type: ignore[attr-defined]
     room = 0 if when == "at once" else 3
 
     def limited(path: Path, content: bytes) -> None:
@@ -227,7 +227,7 @@ def test_a_full_disk_changes_nothing_but_a_line(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     flush = os.fsync
-    monkeypatch.setattr("eyeline.memory.write_atomically", limited)
+    monkeypatch.setattr("eyeline.memory.folder.write_atomically", limited)
     distill(tmp_path / "run", memory=str(tmp_path / "m"))
     assert same(tmp_path / "run", filled / "run")
     assert stored(tmp_path / "m") == ([] if when == "at once" else ["at0", "at1", "kd0"])

@@ -47,6 +47,7 @@ from eyeline.training.compiling import (
 from eyeline.training.evaluation import evaluate
 from eyeline.training.optimizer import learning_rate_factor, make_optimizer
 from eyeline.training.signals import interruptible
+from eyeline.training.state import NEVER, Part, RunState
 
 
 class _Step(nn.Module):
@@ -105,7 +106,7 @@ def fit(
             draws_apart(device.torch_device),
             restored(distiller.student, distiller.teacher, distiller.objective),
         ):
-            _fit(distiller, data, settings, folder, memory, label, device)
+            _Trainer(distiller, data, settings, folder, memory, label, device).run()
     except BaseException:
         _end_other_processes(device.fabric)
         raise
@@ -125,223 +126,259 @@ def _has_idle_parameters(distiller: Distiller, device: Device) -> bool:
     return bool(idle_parameters(distiller, images.to(device.torch_device), labels))
 
 
-def _fit(
-    distiller: Distiller,
-    data: ImageData,
-    settings: Settings,
-    folder: RunFolder,
-    memory: Memory | None,
-    label: str,
-    device: Device,
-) -> None:
-    fabric = device.fabric
-    if fabric.device.type == "cpu":
-        keep_freed_memory()
-    device.place(distiller)
-    stream = training_stream(data, settings, device)
+class _Trainer:
+    """The loop of one run, and what it keeps between steps."""
 
-    def validation() -> Iterator[Batch]:
-        return evaluation_stream(data.validation, data, settings, device)
+    def __init__(
+        self,
+        distiller: Distiller,
+        data: ImageData,
+        settings: Settings,
+        folder: RunFolder,
+        memory: Memory | None,
+        label: str,
+        device: Device,
+    ) -> None:
+        self.distiller, self.data, self.settings, self.folder = distiller, data, settings, folder
+        self.memory, self.label, self.device, self.fabric = memory, label, device, device.fabric
+        if self.fabric.device.type == "cpu":
+            keep_freed_memory()
+        device.place(distiller)
+        self.stream = training_stream(data, settings, device)
+        self.epoch_steps = self.stream.steps_per_epoch
+        self.total = settings.epochs * self.epoch_steps
+        self.remembered = {} if memory is None else target_names(distiller)  # loss -> name of its target
+        self.wanted = targets_by_view([distiller], settings)
+        self.targets: dict[str, Encoded] = {}
+        self.view: int | None = None  # whose targets these are
+        self.state, self.compiled = self._prepared()
 
-    steps_per_epoch, total = stream.steps_per_epoch, settings.epochs * stream.steps_per_epoch
+    # --- before the first step ------------------------------------------------------------------------------
 
-    state = folder.load_checkpoint()
-    asked = total
-    remembered = {} if memory is None else target_names(distiller)  # loss -> name of its target
-    wanted = targets_by_view([distiller], settings)
-    if memory is not None and all(loss.remembers for loss in distiller.objective.targeted.values()):
-        asked = len(memory.missing(wanted)) * steps_per_epoch
-    choosing = settings.compile == "auto"
-    if choosing and not fabric.is_global_zero:  # all run what the first one chooses
-        settings = dataclasses.replace(settings, compile=fabric.broadcast(settings.compile))
-    compiled = _compile([distiller], distiller.target, settings, device, stream, asked, trained=total)
-    if choosing and fabric.is_global_zero:
-        folder.settle(compile=fabric.broadcast(compiled) or "off")
-
-    optimizer = make_optimizer(settings, distiller.trainable_parameters())
-    peak = optimizer.param_groups[0]["lr"]
-    one_step = _Step(distiller)
-    module, optimizer = fabric.setup(one_step, optimizer)
-    module.train()
-
-    names = ["loss", "train_accuracy", *distiller.objective.method]
-    sums = torch.zeros(
-        len(names) + 1, dtype=torch.float64, device=fabric.device
-    )  # over the epoch; last, images
-    never = torch.iinfo(torch.int64).max
-    first_bad = torch.full_like(sums, never, dtype=torch.int64)
-    start, seconds, rows = 0, 0.0, folder.read_metrics()
-    if state is not None:
-        start, seconds = state["step"], state["epoch_seconds"]
+    def _prepared(self) -> tuple[RunState, list[str]]:
+        """Networks and optimizer as they are at the first step, and what runs compiled."""
+        checkpoint = self.folder.load_checkpoint()
+        compiled = self._compiled()
+        optimizer = make_optimizer(self.settings, self.distiller.trainable_parameters())
+        self.peak = optimizer.param_groups[0]["lr"]
+        self.one_step = _Step(self.distiller)
+        self.module, self.optimizer = self.fabric.setup(self.one_step, optimizer)
+        self.module.train()
+        self.names = ["loss", "train_accuracy", *self.distiller.objective.method]
+        parts: dict[str, Part] = {
+            "student": self.distiller.student,
+            "objective": self.distiller.objective,
+            "optimizer": self.optimizer,
+        }
+        state = RunState(parts, self.names, self.fabric.device, rows=self.folder.read_metrics())
         try:
-            distiller.student.load_state_dict(state["student"])
-            distiller.objective.load_state_dict(state["objective"])
-            optimizer.load_state_dict(state["optimizer"])
-            if fabric.is_global_zero:  # those of all processes
-                sums.copy_(state["sums"])
+            state.resume(checkpoint, first=self.fabric.is_global_zero)
         except (KeyError, RuntimeError, ValueError) as error:
             raise InputError(
-                f"the checkpoint in {folder.path} is of another network or method "
+                f"the checkpoint in {self.folder.path} is of another network or method "
                 f"({str(error).splitlines()[0][:100]}); start anew with --overwrite"
             ) from error
-    rows = [row for row in rows if row["step"] <= start]
+        return state, compiled
 
-    saved: int | None = start if state is not None else None
-
-    def check_finite(step: int, *, together: bool = True) -> None:
-        """Together: every process calls this at the same steps, and all of them stop or none."""
-        seen = first_bad
-        if together and fabric.world_size > 1:
-            seen = first_bad.clone()
-            torch.distributed.all_reduce(seen, torch.distributed.ReduceOp.MIN)
-        bad = {name: at for name, at in zip(names, seen.tolist(), strict=False) if at != never}
-        state = [*distiller.student.state_dict().values(), *distiller.objective.state_dict().values()]
-        if not bad and bool(torch.stack([torch.isfinite(tensor).all() for tensor in state]).all()):
-            return
-        kept = (
-            f"the last good checkpoint (step {saved}) is kept"
-            if saved is not None
-            else "there is no checkpoint yet"
+    def _compiled(self) -> list[str]:
+        """Compile what the settings name, or what gains; that is then written into the recipe."""
+        asked, settings, fabric = self.total, self.settings, self.fabric
+        losses = self.distiller.objective.targeted.values()
+        if self.memory is not None and all(loss.remembers for loss in losses):
+            asked = len(self.memory.missing(self.wanted)) * self.epoch_steps
+        choosing = settings.compile == "auto"
+        if choosing and not fabric.is_global_zero:  # all run what the first one chooses
+            settings = dataclasses.replace(settings, compile=fabric.broadcast(settings.compile))
+        compiled = _compile(
+            [self.distiller],
+            self.distiller.target,
+            settings,
+            self.device,
+            self.stream,
+            asked,
+            trained=self.total,
         )
-        if bad:
-            at = min(bad.values())
-            terms = [name for name, first in bad.items() if first == at and name not in names[:2]] or ["loss"]
-            what = (
-                f"loss term {', '.join(terms)} is not finite at step {at + 1} "
-                f"(epoch {at // steps_per_epoch + 1})"
+        if choosing and fabric.is_global_zero:
+            self.folder.settle(compile=fabric.broadcast(compiled) or "off")
+        return compiled
+
+    # --- the loop -------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Train to the last step."""
+        state, every = self.state, self.settings.checkpoint_every or self.epoch_steps
+        first = self.fabric.is_global_zero
+        with (
+            show_progress(self.settings, self.total, state.step, self.label, shown=first) as self.show,
+            interruptible(first) as self.interrupted,
+            recompiling() if self.compiled else nullcontext(),
+        ):
+            if state.step % self.epoch_steps:
+                self._set_progress()
+            state.tick()
+            for batch in self.stream.batches(state.step, self.total):
+                if state.step % self.epoch_steps == 0:
+                    self._set_progress()
+                    state.begin_epoch()
+                self._step(batch)
+                ended = state.step % self.epoch_steps == 0
+                kept, seconds = ended or state.step % every == 0, state.seconds
+                if kept:
+                    self._check_finite()
+                if ended:
+                    self._end_epoch()
+                self.show(state.step, functools.partial(self._figures, seconds))
+                if kept:
+                    self._save()
+                self._stop_if_interrupted()
+
+    def _set_progress(self) -> None:
+        """Tell the weights of the losses which epoch it is."""
+        epoch = self.state.step // self.epoch_steps
+        factor = learning_rate_factor(self.settings, epoch * self.epoch_steps, self.epoch_steps)
+        self.distiller.set_progress(epoch, self.settings.epochs, factor)
+
+    def _step(self, batch: Batch) -> None:
+        """One update of the weights."""
+        step = self.state.step
+        if self.remembered:
+            self._recall(batch.view)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.peak * learning_rate_factor(self.settings, step, self.epoch_steps)
+        # dropout and the like draw from a seed of the step, not from a state that a checkpoint would need
+        seed_draws(mix(self.settings.seed, step, self.fabric.global_rank) >> 1, self.fabric.device)
+        loss, values = self.module(batch.images, batch.labels)
+        self.fabric.backward(loss)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.state.add(values)
+
+    def _recall(self, view: int) -> None:
+        """Hand the step what is remembered of its images."""
+        if view != self.view:
+            assert self.memory is not None
+            self.view = view
+            teacher = SharedTeacher([self.distiller])
+            self.targets = _view(
+                self.memory, view, self.wanted[view], teacher, self.stream, self.device, self._asking
             )
-        else:
-            what = f"a weight is not finite after step {step} (epoch {(step - 1) // steps_per_epoch + 1})"
+        indices = self.stream.indices(self.state.step)[1]  # not the batch's, for which the host would wait
+        self.one_step.targets = {
+            term: self.targets[name].rows(indices, self.fabric.device).decode()
+            for term, name in self.remembered.items()
+            if term in self.distiller.objective.active
+        }
+
+    def _asking(self, view: int, done: int) -> None:
+        """The teacher has answered so many batches of a view."""
+        self._stop_if_interrupted()
+        if console.is_terminal:
+            epoch = f"epoch {self.state.step // self.epoch_steps + 1}/{self.settings.epochs}"
+            figures = f"view {view + 1}: asking the teacher {100 * done // self.epoch_steps} %"
+            self.show(self.state.step, lambda: (epoch, figures, ""))
+
+    # --- the end of an epoch --------------------------------------------------------------------------------
+
+    def _end_epoch(self) -> None:
+        """The figures of the epoch, as a row of ``metrics.csv``."""
+        state, active, seconds = self.state, self.distiller.objective.active, self.state.seconds
+        whole = self._summed()
+        means = dict(zip(self.names, (whole / whole[-1]).tolist(), strict=False))
+        row: dict[str, float] = {"epoch": state.step // self.epoch_steps, "step": state.step}
+        row["learning_rate"] = self.optimizer.param_groups[0]["lr"]
+        row |= {name: means[name] for name in (*self.names[:2], *active)}
+        self.distiller.end_epoch({name: row[name] for name in active})
+        if self.fabric.is_global_zero:
+            if row["epoch"] % self.settings.validate_every == 0 or state.step == self.total:
+                row |= self._validate()
+            row["images_per_second"] = len(self.data.train) / max(seconds, 1e-9)
+            state.rows.append(row)
+            self.fabric.log_dict({k: v for k, v in row.items() if k not in ("epoch", "step")}, state.step)
+            self.folder.write_metrics(state.rows)
+        state.restart_clock()
+
+    def _validate(self) -> dict[str, float]:
+        """Accuracy and loss on the validation images."""
+        student = self.distiller.student
+        with restored(student):
+            # as it is: compiling it once more, for evaluation, would take longer
+            student._compiled_call_impl = None
+            batches = evaluation_stream(self.data.validation, self.data, self.settings, self.device)
+            measured = evaluate(student, batches, self.device.autocast)
+        if self.state.step == self.total and not math.isfinite(measured.loss):
+            raise Diverged(
+                f"the validation loss is not finite after the last step ({self.state.step}); "
+                "a smaller learning_rate or weight, or precision=float32, may help"
+            )
+        return {"validation_accuracy": measured.accuracy, "validation_loss": measured.loss}
+
+    def _summed(self) -> Tensor:
+        """The sums of all processes."""
+        return torch.as_tensor(self.fabric.all_reduce(self.state.sums.clone(), reduce_op="sum"))
+
+    def _figures(self, seconds: float) -> Figures:
+        """What is shown of the epoch so far."""
+        state = self.state
+        values = dict(zip(self.names, (state.sums / state.sums[-1]).tolist(), strict=False))
+        shown = [f"{name} {values[name]:.3g}" for name in self.distiller.objective.active]
+        shown.append(f"train {100 * values['train_accuracy']:.1f} %")
+        validated = [row["validation_accuracy"] for row in state.rows if "validation_accuracy" in row]
+        shown += [f"validation {100 * accuracy:.1f} %" for accuracy in validated[-1:]]
+        rate = float(state.sums[-1]) * self.fabric.world_size / max(seconds, 1e-9)
+        epoch = f"epoch {-(-state.step // self.epoch_steps)}/{self.settings.epochs}"
+        return epoch, "  ".join(shown), f"{rate:,.0f} images/s"
+
+    # --- checkpoints, and what ends a run -------------------------------------------------------------------
+
+    def _save(self, *, together: bool = True) -> None:
+        # not together, the figures of this epoch are those of the first process's images
+        sums = self._summed() if together else self.state.sums
+        if self.fabric.is_global_zero:
+            self.folder.save_checkpoint(self.state.checkpoint(sums))
+        self.state.saved = self.state.step
+
+    def _stop_if_interrupted(self) -> None:
+        if not self.interrupted():
+            return
+        if self.state.step != self.state.saved:
+            self._check_finite(together=False)  # the other processes do not know of the interruption
+            self._save(together=False)
+        where = f"{self.label}, " if self.label else ""
+        raise KeyboardInterrupt(
+            f"stopped at {where}step {self.state.step} of {self.total}; it is kept in {self.folder.path}; "
+            "continue with the same command and --resume"
+        )
+
+    def _check_finite(self, *, together: bool = True) -> None:
+        """Together: every process calls this at the same steps, and all of them stop or none."""
+        seen = self.state.first_bad
+        if together and self.fabric.world_size > 1:
+            seen = seen.clone()
+            torch.distributed.all_reduce(seen, torch.distributed.ReduceOp.MIN)
+        bad = {name: at for name, at in zip(self.names, seen.tolist(), strict=False) if at != NEVER}
+        parts = (self.distiller.student, self.distiller.objective)
+        tensors = [tensor for part in parts for tensor in part.state_dict().values()]
+        if not bad and bool(torch.stack([torch.isfinite(tensor).all() for tensor in tensors]).all()):
+            return
+        saved = self.state.saved
+        kept = "there is no checkpoint yet"
+        if saved is not None:
+            kept = f"the last good checkpoint (step {saved}) is kept"
         raise Diverged(
-            f"{what}; {kept} in {folder.path}; "
+            f"{self._what_is_bad(bad)}; {kept} in {self.folder.path}; "
             "a smaller learning_rate or weight, or precision=float32, may help"
         )
 
-    def summed() -> Tensor:
-        return torch.as_tensor(fabric.all_reduce(sums.clone(), reduce_op="sum"))
-
-    def save(step: int, *, together: bool = True) -> None:
-        nonlocal saved
-        # not together, the figures of this epoch are those of the first process's images
-        kept = summed() if together else sums
-        if fabric.is_global_zero:
-            folder.save_checkpoint(
-                {
-                    "format": 2,
-                    "step": step,
-                    "epoch_seconds": seconds + time.perf_counter() - began,
-                    "student": distiller.student.state_dict(),
-                    "objective": distiller.objective.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "sums": kept,
-                }
-            )
-        saved = step
-
-    def figures(epoch: int, elapsed: float) -> Figures:
-        values = dict(zip(names, (sums / sums[-1]).tolist(), strict=False))
-        shown = [f"{name} {values[name]:.3g}" for name in distiller.objective.active]
-        shown.append(f"train {100 * values['train_accuracy']:.1f} %")
-        validated = [row["validation_accuracy"] for row in rows if "validation_accuracy" in row]
-        shown += [f"validation {100 * accuracy:.1f} %" for accuracy in validated[-1:]]
-        rate = float(sums[-1]) * fabric.world_size / max(elapsed, 1e-9)
-        return f"epoch {epoch}/{settings.epochs}", "  ".join(shown), f"{rate:,.0f} images/s"
-
-    targets: dict[str, Encoded] = {}
-    view: int | None = None  # whose targets these are
-
-    def stop_if_interrupted() -> None:
-        if interrupted():
-            if step != saved:
-                check_finite(step, together=False)  # the other processes do not know of the interruption
-                save(step, together=False)
-            where = f"{label}, " if label else ""
-            raise KeyboardInterrupt(
-                f"stopped at {where}step {step} of {total}; it is kept in {folder.path}; "
-                "continue with the same command and --resume"
-            )
-
-    def asking(number: int, done: int) -> None:
-        stop_if_interrupted()
-        if console.is_terminal:
-            figures = f"view {number + 1}: asking the teacher {100 * done // steps_per_epoch} %"
-            show(step, lambda: (f"epoch {step // steps_per_epoch + 1}/{settings.epochs}", figures, ""))
-
-    if start % steps_per_epoch:
-        _set_progress(distiller, settings, start, steps_per_epoch)
-    step, began = start, time.perf_counter()
-    every = settings.checkpoint_every or steps_per_epoch
-    progress = show_progress(settings, total, start, label, shown=fabric.is_global_zero)
-    with (
-        progress as show,
-        interruptible(fabric.is_global_zero) as interrupted,
-        recompiling() if compiled else nullcontext(),
-    ):
-        for batch in stream.batches(start, total):
-            if step % steps_per_epoch == 0:
-                _set_progress(distiller, settings, step, steps_per_epoch)
-                sums.zero_()
-                seconds, began = 0.0, time.perf_counter()
-            if remembered and batch.view != view:
-                assert memory is not None
-                view = batch.view
-                targets = _view(
-                    memory, view, wanted[view], SharedTeacher([distiller]), stream, device, asking
-                )
-            if remembered:
-                indices = stream.indices(step)[1]  # not the batch's, for which the host would wait
-                one_step.targets = {
-                    term: targets[name].rows(indices, fabric.device).decode()
-                    for term, name in remembered.items()
-                    if term in distiller.objective.active
-                }
-            for group in optimizer.param_groups:
-                group["lr"] = peak * learning_rate_factor(settings, step, steps_per_epoch)
-            # dropout and the like draw from a seed of the step, not from a state that a checkpoint would need
-            seed_draws(mix(settings.seed, step, fabric.global_rank) >> 1, fabric.device)
-            loss, values = module(batch.images, batch.labels)
-            fabric.backward(loss)
-            optimizer.step()
-            optimizer.zero_grad()
-            torch.minimum(first_bad, torch.where(torch.isfinite(values), never, step), out=first_bad)
-            sums += values
-            step += 1
-
-            done, epoch = (step - 1) % steps_per_epoch + 1, -(-step // steps_per_epoch)
-            elapsed = seconds + time.perf_counter() - began
-            if done == steps_per_epoch or step % every == 0:
-                check_finite(step)
-            if done == steps_per_epoch:
-                seconds += time.perf_counter() - began
-                whole = summed()
-                row = {"epoch": epoch, "step": step, "learning_rate": optimizer.param_groups[0]["lr"]}
-                means = dict(zip(names, (whole / whole[-1]).tolist(), strict=False))
-                row |= {name: means[name] for name in (*names[:2], *distiller.objective.active)}
-                distiller.end_epoch({name: row[name] for name in distiller.objective.active})
-                if fabric.is_global_zero:
-                    if epoch % settings.validate_every == 0 or step == total:
-                        with restored(distiller.student):
-                            # as it is: compiling it once more, for evaluation, would take longer
-                            distiller.student._compiled_call_impl = None
-                            measured = evaluate(distiller.student, validation(), device.autocast)
-                        if step == total and not math.isfinite(measured.loss):
-                            raise Diverged(
-                                f"the validation loss is not finite after the last step ({step}); "
-                                "a smaller learning_rate or weight, or precision=float32, may help"
-                            )
-                        row |= {
-                            "validation_accuracy": measured.accuracy,
-                            "validation_loss": measured.loss,
-                        }
-                    row["images_per_second"] = len(data.train) / max(seconds, 1e-9)
-                    rows.append(row)
-                    fabric.log_dict({k: v for k, v in row.items() if k not in ("epoch", "step")}, step)
-                    folder.write_metrics(rows)
-                seconds, began = 0.0, time.perf_counter()
-            show(step, functools.partial(figures, epoch, elapsed))
-            if done == steps_per_epoch or step % every == 0:
-                save(step)
-            stop_if_interrupted()
+    def _what_is_bad(self, bad: Mapping[str, int]) -> str:
+        step = self.state.step
+        if not bad:
+            return f"a weight is not finite after step {step} (epoch {(step - 1) // self.epoch_steps + 1})"
+        at = min(bad.values())
+        terms = [name for name, first in bad.items() if first == at and name not in self.names[:2]] or [
+            "loss"
+        ]
+        where = f"step {at + 1} (epoch {at // self.epoch_steps + 1})"
+        return f"loss term {', '.join(terms)} is not finite at {where}"
 
 
 def remember(
@@ -477,12 +514,6 @@ def evaluation_stream(split: Split, data: ImageData, settings: Settings, device:
         size=settings.image_size,
         workers=settings.workers,
     )
-
-
-def _set_progress(distiller: Distiller, settings: Settings, step: int, steps_per_epoch: int) -> None:
-    epoch = step // steps_per_epoch
-    factor = learning_rate_factor(settings, epoch * steps_per_epoch, steps_per_epoch)
-    distiller.set_progress(epoch, settings.epochs, factor)
 
 
 def _compile(
