@@ -186,7 +186,7 @@ def test_killed_while_the_teacher_is_asked(tmp_path: Path, filled: Path) -> None
             if done == 2 * (7 + 3):
                 os.kill(os.getpid(), signal.SIGKILL)
             return encode(*given)
-        from engine import test_remembered_runs as runs
+        from training import test_remembered_runs as runs
         memory.encode = counted
         out = Path({out!r})
         runs.distill(out / "run", memory=str(out / "m"))
