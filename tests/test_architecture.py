@@ -1,0 +1,69 @@
+"""Imports run downward through the rooms, in the order of docs/architecture.md."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import eyeline
+
+SOURCE = Path(eyeline.__file__).parent
+ROOMS = (
+    *("errors", "ranks", "files", "randomness", "kinds", "names", "settings", "console", "device"),
+    *(
+        "attention",
+        "double_backward",
+        "observe",
+        "isolation",
+        "losses",
+        "functional",
+        "objective",
+        "distiller",
+    ),
+    *("doctor", "models", "data", "hashing", "memory", "runs", "training", "studies", "pages", "api", "jobs"),
+    "cli",
+)
+UPWARD = {
+    ("api", "jobs"): "a verb loads PyTorch only when it is called",
+    ("studies", "jobs"): "a worker does the runs of another process's study",
+}
+"""What is imported against the order, inside of functions or in a process of its own."""
+
+
+def imported(file: Path) -> Iterator[str]:
+    """The rooms that a file imports, wherever it does."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        for name in names:
+            root, _, rest = name.partition(".")
+            if root == "eyeline" and rest.partition(".")[0] in ROOMS:
+                yield rest.partition(".")[0]
+
+
+def room(file: Path) -> str:
+    return file.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+FILES = sorted(file for file in SOURCE.rglob("*.py") if not room(file).startswith("__"))
+
+
+def test_every_room_is_in_the_order() -> None:
+    assert {room(file) for file in FILES} == set(ROOMS)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(SOURCE).as_posix())
+def test_imports_run_downward(file: Path) -> None:
+    ours = room(file)
+    above = {
+        name
+        for name in imported(file)
+        if ROOMS.index(name) > ROOMS.index(ours) and (ours, name) not in UPWARD
+    }
+    assert not above
