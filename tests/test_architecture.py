@@ -13,18 +13,9 @@ import eyeline
 SOURCE = Path(eyeline.__file__).parent
 ROOMS = (
     *("errors", "ranks", "files", "randomness", "kinds", "names", "settings", "console", "device"),
-    *(
-        "attention",
-        "double_backward",
-        "observe",
-        "isolation",
-        "losses",
-        "functional",
-        "objective",
-        "distiller",
-    ),
-    *("doctor", "models", "data", "hashing", "memory", "runs", "training", "studies", "pages", "api", "jobs"),
-    "cli",
+    *("attention", "double_backward", "observe", "isolation", "losses", "functional", "objective"),
+    *("distiller", "doctor", "models", "data", "hashing", "memory", "runs", "training", "studies", "pages"),
+    *("api", "jobs", "cli"),
 )
 UPWARD = {
     ("api", "jobs"): "a verb loads PyTorch only when it is called",
