@@ -18,7 +18,7 @@ demo: .venv/ready
 	$(BIN)/eyeline demo $(if $(findstring overwrite,$(ARGS))$(findstring resume,$(ARGS)),,--resume true) $(ARGS)
 
 test: .venv/ready-dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 lint: .venv/ready-dev
 	$(BIN)/ruff check .

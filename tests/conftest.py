@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -15,9 +16,16 @@ if str(Path(__file__).parent) not in sys.path:
 from tiny import save_tiny_data
 
 torch.set_num_threads(1)  # the tensors of the tests are tiny: more threads only wait for each other
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # in the processes that tests start, too
 
 settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("repeatable")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """What a test or its fixtures draw does not depend on the tests before it."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
