@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -141,6 +144,13 @@ def test_any_size_and_one_channel(name: str) -> None:
             expected = [side * height / 32 for side in size]
             assert feature.shape[1] == channels
             assert all(abs(a - b) < 1 for a, b in zip(feature.shape[2:], expected, strict=True))
+
+
+def test_our_names_are_known_at_once() -> None:
+    """In a process that has imported none of them."""
+    code = "import eyeline; eyeline.create_model('resnet20', 10); import timm; timm.create_model('resnet56')"
+    path = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, **path}, check=True)
 
 
 @every

@@ -12,7 +12,7 @@ import timm
 from torch import nn
 
 from eyeline.errors import InputError, unknown
-from eyeline.models import wrn
+from eyeline.models import mobilenet, nin, resnet, shufflenet, vgg, wrn  # noqa: F401 (known to timm)
 from eyeline.models.weights import load_weights, parameter_count, read_tensors
 from eyeline.names import unknown_network, wide
 
