@@ -2,7 +2,7 @@
 
     python scripts/choose_weights.py runs/weights --data_root FOLDER
 
-The protocol is that of recipes/demo.yaml, on another 1,000 images of Fashion-MNIST, with 6,000 images for
+The protocol is that of recipes/demo.yaml, on 1,000 other images of Fashion-MNIST, with 6,000 images for
 validation that the teacher has not seen either. Writes benchmarks/results/weights.json. Runs that are
 finished are not repeated. A weight with which a run diverges has no accuracies, and counts as 0.
 """
@@ -55,6 +55,7 @@ def main() -> None:
     recipe = yaml.safe_load((ROOT / "recipes" / "demo.yaml").read_text("utf-8"))
     for name in ("methods", "seeds", "data", "validate_every"):
         recipe.pop(name)
+    recipe["train_size"] = 1000
     found: dict[str, Any] = {}
     for method, candidates in CANDIDATES.items():
         tried = []
