@@ -312,7 +312,7 @@ def test_browser_draws_the_charts_of_a_hostile_study(study_folder: Path, tmp_pat
     drawn = _charts(document)
     assert set(drawn) == {"intervals", "train-loss", "validation-accuracy", "attention-loss"}
     assert drawn["intervals"].count('class="xerror"') == 3  # an interval for every method
-    assert drawn["intervals"].count('class="point"') == 3 * 6  # five seeds and their mean
+    assert drawn["intervals"].count('class="point"') == 3 * 7  # six seeds and their mean
     assert "&lt;/script&gt;" in drawn["intervals"]  # the name, as text
     lines = {name: drawn[name].count('class="js-line"') for name in set(drawn) - {"intervals"}}
     assert lines == {"train-loss": 8, "validation-accuracy": 8, "attention-loss": 2}  # a line and a band each
