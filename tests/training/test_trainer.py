@@ -17,6 +17,7 @@ from eyeline import jobs
 from eyeline.console import show_progress
 from eyeline.data.batches import Batch
 from eyeline.data.preprocess import Normalization
+from eyeline.data.splits import ImageData
 from eyeline.data.views import CropFlip
 from eyeline.device import Device, has_native_bf16
 from eyeline.distiller import Distiller
@@ -26,8 +27,9 @@ from eyeline.objective.terms import Objective
 from eyeline.runs.folder import RunFolder, read_recipe
 from eyeline.settings import Settings
 from eyeline.training import trainer
+from eyeline.training.evaluation import evaluate
 from eyeline.training.optimizer import learning_rate_factor, make_optimizer
-from eyeline.training.trainer import fit, training_stream
+from eyeline.training.trainer import evaluation_stream, fit, training_stream
 from tiny import SETTINGS, resolved, tiny_data, tiny_net
 
 FLOAT32 = {**SETTINGS, "precision": "float32", "compile": "off"}
@@ -39,6 +41,7 @@ def run(
     student: Any = None,
     hooks: dict[str, Any] | None = None,
     layers: Any = ("low", "high"),
+    data: ImageData | None = None,
     **settings: Any,
 ) -> Distiller:
     student = tiny_net(1) if student is None else student
@@ -48,7 +51,7 @@ def run(
         student.get_submodule(name).register_forward_hook(hook)
     record = RunFolder(folder, {"verb": "distill", **settings}, resume=True)
     with record.claimed():
-        fit(distiller, tiny_data(), resolved(**settings), record)
+        fit(distiller, data or tiny_data(), resolved(**settings), record)
     return distiller
 
 
@@ -290,6 +293,25 @@ def test_elsewhere_a_plain_line_every_tenth(monkeypatch: pytest.MonkeyPatch) -> 
     assert shown(monkeypatch, terminal=True, progress=False) == []
 
 
+def test_figures_do_not_depend_on_the_batch_size() -> None:
+    """But for rounding; and no batch of an evaluation takes more memory than a step of training."""
+    data, network = tiny_data(), tiny_net(1)
+    found = []
+    for batch_size, largest in ((1, 4), (2, 8), (8, 21), (200, 21)):
+        settings = resolved(**{**FLOAT32, "batch_size": batch_size})
+        device = Device.of(settings)
+        batches = list(evaluation_stream(data.validation, data, settings, device))
+        assert max(len(batch.labels) for batch in batches) == largest
+        found.append(evaluate(network, batches, device.autocast))
+    for figures in found:
+        assert figures.accuracy == found[0].accuracy
+        assert figures.loss == pytest.approx(found[0].loss, rel=1e-5)
+    many = tiny_data().validation.subset(torch.arange(21).repeat(100))
+    settings = resolved(**{**FLOAT32, "batch_size": 4000})
+    batches = list(evaluation_stream(many, data, settings, Device.of(settings)))
+    assert [len(batch.labels) for batch in batches] == [500] * 4 + [100]
+
+
 # --- when it cannot go on -----------------------------------------------------------------------------------
 
 
@@ -314,6 +336,24 @@ def test_a_loss_that_is_not_finite_stops_training(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         *(LOCK, "environment.json", "last.ckpt", "metrics.csv", "recipe.yaml", "tensorboard")
     ]
+
+
+def test_it_is_seen_within_200_steps(tmp_path: Path) -> None:
+    """Also where the epochs, and so the checkpoints, are longer."""
+
+    class Exploding(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.calls = tiny_net(1), 0
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            self.calls += self.training
+            return self.net(images) * (float("nan") if self.calls > 100 else 1.0)
+
+    student, options = Exploding(), {"batch_size": 2, "checkpoint_every": None}
+    with pytest.raises(TrainingStopped, match="loss term ce is not finite at step 101 "):
+        run(tmp_path, "ce", student, layers="auto", data=tiny_data(420), **options)
+    assert student.calls == 200
 
 
 @pytest.mark.parametrize("every", [None, 2])

@@ -49,6 +49,9 @@ from eyeline.training.optimizer import learning_rate_factor, make_optimizer
 from eyeline.training.signals import interruptible
 from eyeline.training.state import NEVER, Part, RunState
 
+_SEEN_WITHIN = 200
+"""Steps until a loss that is not finite is seen at the latest: to look, the host waits for the device."""
+
 
 class _Step(nn.Module):
     """What runs on every device: from a batch to the loss, and the figures of the step in one tensor.
@@ -223,7 +226,7 @@ class _Trainer:
                 self._step(batch)
                 ended = state.step % self.epoch_steps == 0
                 kept, seconds = ended or state.step % every == 0, state.seconds
-                if kept:
+                if kept or state.step % _SEEN_WITHIN == 0:
                     self._check_finite()
                 if ended:
                     self._end_epoch()
@@ -507,10 +510,13 @@ def training_stream(data: ImageData, settings: Settings, device: Device) -> Trai
 
 def evaluation_stream(split: Split, data: ImageData, settings: Settings, device: Device) -> Iterator[Batch]:
     """The batches of a split for evaluation."""
+    # nothing is kept for a backward pass, so more images fit than in a step
+    batch_size = min(500, max(1, 4 * settings.batch_size // device.fabric.world_size))
     return evaluation_batches(
         split,
         Normalization(data.mean, data.std),
         device=device.torch_device,
+        batch_size=batch_size,
         size=settings.image_size,
         workers=settings.workers,
     )
