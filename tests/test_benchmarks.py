@@ -23,6 +23,8 @@ from eyeline.distiller import Distiller
 from eyeline.losses import LOSSES
 from tiny import tiny_data
 
+pytestmark = [pytest.mark.whole, pytest.mark.xdist_group("benchmarks")]
+
 ROOT = Path(__file__).parent.parent
 # section -> its results; "start" and "parallel" run cold processes: too slow for a test
 SECTIONS = {

@@ -103,6 +103,7 @@ def test_processes_that_would_not_train_together_are_refused(
         Device.of(Settings(accelerator="cpu", devices=devices))
 
 
+@pytest.mark.whole
 def test_the_tasks_of_slurm_make_one_run(tmp_path: Path, tiny_folder: str) -> None:
     """The first one alone writes, and speaks."""
     with socket.socket() as free:

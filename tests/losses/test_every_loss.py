@@ -255,6 +255,7 @@ def test_learnable_parts_start_from_the_seed_alone(name: str, tmp_path: Path, mo
     assert set(random) <= set(changed)
 
 
+@pytest.mark.whole
 @every
 def test_a_run_goes_on_where_it_was(name: str, tmp_path: Path, monkeypatch: Any) -> None:
     """Cut off within the third epoch: the same student, losses and figures, bit for bit, as a whole run."""
@@ -298,6 +299,7 @@ def test_a_run_goes_on_where_it_was(name: str, tmp_path: Path, monkeypatch: Any)
     assert set(load_file(tmp_path / "whole" / student)) == set(TinyNet().state_dict())  # the student alone
 
 
+@pytest.mark.whole
 def test_a_study_of_every_method(tmp_path: Path) -> None:
     methods = {name: method for name, method in METHODS.items() if name != "ce"}
     options = {**SHORT, "epochs": 1, "checkpoint_every": None}

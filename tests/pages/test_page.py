@@ -304,6 +304,7 @@ def _charts(document: str) -> dict[str, str]:
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
+@pytest.mark.whole
 def test_browser_draws_the_charts_of_a_hostile_study(study_folder: Path, tmp_path: Path) -> None:
     page = write_page(_hostile_study(study_folder))
     document, console = _opened(page, tmp_path / "profile")
@@ -323,6 +324,7 @@ def test_browser_draws_the_charts_of_a_hostile_study(study_folder: Path, tmp_pat
     assert max(sizes) < 450
 
 
+@pytest.mark.whole
 def test_browser_draws_the_charts_of_a_run(run_folder: Path, tmp_path: Path) -> None:
     document, console = _opened(write_page(run_folder), tmp_path / "profile")
     assert console == []

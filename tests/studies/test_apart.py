@@ -20,6 +20,8 @@ import eyeline
 from eyeline.errors import InputError, TrainingStopped
 from eyeline.studies import apart as processes
 
+pytestmark = pytest.mark.whole
+
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory, tiny_folder: str) -> dict[str, Any]:
@@ -47,12 +49,11 @@ def students(folder: Path) -> dict[str, bytes]:
     return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("student.safetensors")}
 
 
-@pytest.mark.parametrize("remembers", [False, True])
-def test_several_at_once_are_the_same_runs(tmp_path: Path, study: dict[str, Any], remembers: bool) -> None:
-    # with a loader that is forked as well
-    memory = {"memory": str(tmp_path / "memory"), "workers": 1} if remembers else {}
-    one = eyeline.study(**{**study, **memory}, out=str(tmp_path / "one"), parallel=1)
-    two = eyeline.study(**{**study, **memory}, out=str(tmp_path / "two"), parallel=2)
+def test_several_at_once_are_the_same_runs(tmp_path: Path, study: dict[str, Any]) -> None:
+    """With a memory and a loader that is forked as well; without them, where the study is stopped."""
+    study = {**study, "memory": str(tmp_path / "memory"), "workers": 1}
+    one = eyeline.study(**study, out=str(tmp_path / "one"), parallel=1)
+    two = eyeline.study(**study, out=str(tmp_path / "two"), parallel=2)
     assert len(students(one.folder)) == 3
     assert students(one.folder) == students(two.folder)
     assert one.result["methods"] == two.result["methods"]

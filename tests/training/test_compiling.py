@@ -133,6 +133,7 @@ def test_off_and_another_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert clock.asked == 1
 
 
+@pytest.mark.whole
 def test_a_teacher_of_constants_beside_a_student_that_trains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,6 +180,7 @@ def test_a_teacher_of_constants_beside_a_student_that_trains(
     torch.testing.assert_close(flat(distiller.target(images[4])), eager[4], rtol=0, atol=0)
 
 
+@pytest.mark.whole
 def test_constants_are_those_of_the_weights_as_they_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

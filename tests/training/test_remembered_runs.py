@@ -31,6 +31,8 @@ from eyeline.observe import Observation
 from eyeline.settings import Settings
 from tiny import SETTINGS, TinyNet, tiny_data, tiny_net
 
+pytestmark = pytest.mark.whole
+
 SHORT: dict[str, Any] = {**SETTINGS, "precision": "float32"}
 """4 epochs of 7 steps, in batches of 7 and 8 images."""
 ALL = ["at0", "at1", "at2", "kd0", "kd1", "kd2", "kd3"]

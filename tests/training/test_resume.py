@@ -23,6 +23,8 @@ from eyeline.files import locked
 from eyeline.objective.method import resolve_method
 from tiny import SETTINGS, tiny_data, tiny_net
 
+pytestmark = pytest.mark.whole
+
 TESTS = Path(tiny.__file__).parent
 
 

@@ -389,6 +389,7 @@ def test_precision(tmp_path: Path) -> None:
     assert float(one["ce"]) == pytest.approx(float(other["ce"]), rel=0.05)
 
 
+@pytest.mark.whole
 def test_compiled_training_gives_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # the graph is captured as for any backend; to generate code as well would take half a minute
     compiled = []
@@ -426,6 +427,7 @@ def test_what_auto_chose_to_compile_is_in_the_recipe(
     assert read_recipe(tmp_path)["compile"] == (chosen or "off")
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 @pytest.mark.parametrize("schedule", ["constant", "linear"])
 def test_training_runs_the_very_code_that_was_compiled_before(
