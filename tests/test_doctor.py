@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from eyeline import Distiller, InputError
+import eyeline
+from eyeline import Distiller, InputError, jobs
+from eyeline.cli import main
+from eyeline.device import Device
 from eyeline.doctor import check_effects, examine, idle_parameters, warnings
+from eyeline.runs.folder import RunFolder
+from eyeline.training.trainer import training_stream
 from networks import Plain
+from tiny import SETTINGS, resolved, tiny_data, tiny_net
 
 SHAPE = (3, 16, 16)
 METHODS: list[Any] = [
@@ -213,3 +222,137 @@ def test_values_that_are_not_finite() -> None:
     with torch.no_grad():
         distiller.student.fc.bias[0] = math.inf  # type: ignore[index, operator, union-attr]
     assert not math.isfinite(examine(distiller, *batch())[0].value)
+
+
+# --- in the run folder, on the page, and on the command line ------------------------------------------------
+
+
+def distill(out: Path, method: Any = "at+kd", student: Any = None, **options: Any) -> eyeline.api.Run:
+    given = (student or tiny_net(1), tiny_net(2), tiny_data(), str(out))
+    layers = ["low", "high"]
+    return eyeline.distill(*given, method=method, **{**SETTINGS, "epochs": 2, "layers": layers, **options})
+
+
+def effects_of(run: Path) -> dict[str, Any]:
+    return json.loads((run / "doctor.json").read_text())
+
+
+def test_a_run_tells_of_its_first_step_and_is_what_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    method = {"at": {"weight": 1e-4}, "kd": {}}
+    run = distill(tmp_path / "run", method)
+    effects = effects_of(run.folder)
+    settings = resolved(**{**SETTINGS, "epochs": 2})
+    whole = Distiller(tiny_net(1), tiny_net(2), method, ["low", "high"], (1, 12, 12))
+    first = next(iter(training_stream(tiny_data(), settings, Device.of(settings)).batches(0, 1)))
+    assert effects["images"] == len(first.labels)
+    for told, effect in zip(effects["terms"], examine(whole, first.images, first.labels), strict=True):
+        assert told["name"] == effect.name
+        for figure in ("value", "weight", "gradient", "share"):
+            assert told[figure] == pytest.approx(getattr(effect, figure), rel=0.1)  # it may be bf16
+    (line,) = [line for line in effects["warnings"] if line.startswith("at ")]
+    assert capsys.readouterr().err.count(line) == 1
+    page = eyeline.report(run.folder).read_text()
+    assert "What each loss does" in page
+    assert f"{100 * effects['terms'][2]['share']:.1f}" in page
+    assert line in page
+    monkeypatch.setattr(jobs, "_examine", lambda *_: {"warnings": []})
+    distill(tmp_path / "without", method)
+    weights = [load_file(tmp_path / name / "student.safetensors") for name in ("run", "without")]
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+    distill(tmp_path / "run", "ce", overwrite=True)
+    assert effects_of(run.folder) == {"warnings": []}
+
+
+def test_it_is_not_told_again_of_a_run_that_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save = RunFolder.save_checkpoint
+
+    def cut(self: RunFolder, state: Any) -> None:
+        save(self, state)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "save_checkpoint", cut)
+        with pytest.raises(KeyboardInterrupt):
+            distill(tmp_path / "run")
+    before = effects_of(tmp_path / "run")
+    monkeypatch.setattr(jobs, "_examine", None)
+    distill(tmp_path / "run", resume=True)
+    assert effects_of(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("verb", ["distill", "study", "check"])
+def test_a_loss_that_teaches_nothing_is_refused_before_a_folder_is_made(tmp_path: Path, verb: str) -> None:
+    student = tiny_net(1)
+    student.low.requires_grad_(False)
+    options: dict[str, Any] = {**SETTINGS, "layers": ["low"]}
+    given: dict[str, Any] = {"student": student, "teacher": tiny_net(2), "data": tiny_data()}
+    options |= {"methods": ["at"]} if verb == "study" else {"method": "at", "check": verb == "check"}
+    do = eyeline.study if verb == "study" else eyeline.distill
+    with pytest.raises(InputError, match="loss 'at' changes no parameter of the student: the layers low"):
+        do(**given, out=str(tmp_path / "run"), **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.whole
+def test_check_prints_the_table_and_does_nothing_else(
+    tmp_path: Path, tiny_folder: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    options = {k: v for k, v in SETTINGS.items() if k != "checkpoint_every"} | {
+        "image_size": 28,
+        "workers": 0,
+    }
+    eyeline.train("wrn_10_1", tiny_folder, "teacher", **{**options, "epochs": 1})
+    before = sorted(tmp_path.rglob("*"))
+    capsys.readouterr()
+    words = [f"--{name}={value}" for name, value in options.items()]
+    method = "--method={at: {weight: 1e-4}, kd: {}}"
+    assert main(["distill", "wrn_10_1", "teacher", tiny_folder, method, *words, "--check"]) == 0
+    said = capsys.readouterr()
+    lines = said.out.splitlines()
+    assert lines[0].split() == ["loss", "value", "weight", "gradient", "share", "%"]
+    assert [line.split()[0] for line in lines[2:5]] == ["ce", "at", "kd"]
+    shares = [float(line.split()[-1]) for line in lines[2:5]]
+    assert sum(shares) == pytest.approx(100, abs=0.2)
+    assert max(map(len, lines)) <= 80
+    text = " ".join(said.out.split())
+    assert "on 8 training images, and nothing is trained" in text
+    assert "at (weight 0.0001) has" in text
+    assert sorted(tmp_path.rglob("*")) == before
+    # a run that is there is no hindrance, and stays
+    assert main(["distill", "wrn_10_1", "teacher", tiny_folder, "--out=teacher", *words, "--check"]) == 0
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("parallel", [1, 2])
+def test_a_study_warns_once_of_a_method(
+    tmp_path: Path, tiny_folder: str, capsys: pytest.CaptureFixture[str], parallel: int
+) -> None:
+    options: dict[str, Any] = {**SETTINGS, "epochs": 1, "image_size": 28, "workers": 0}
+    eyeline.train("wrn_10_1", tiny_folder, str(tmp_path / "teacher"), **options)
+    capsys.readouterr()
+    run = eyeline.study(
+        "wrn_10_1",
+        str(tmp_path / "teacher"),
+        tiny_folder,
+        str(tmp_path / "study"),
+        methods={"weak": {"at": {"weight": 1e-4}}},
+        seeds=2,
+        parallel=parallel,
+        **options,
+    )
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("weak: at (weight")]
+    assert len(told) == 1
+    effects = [effects_of(tmp_path / "study" / "weak" / f"seed-{seed}") for seed in (0, 1)]
+    assert effects[0]["terms"][1]["value"] != effects[1]["terms"][1]["value"]
+    page = (run.folder / "report.html").read_text()
+    mean = sum(found["terms"][1]["share"] for found in effects) / 2
+    assert "What each loss does" in page
+    assert f"<td>{100 * mean:.1f}</td>" in page
+    (tmp_path / "study" / "weak" / "seed-0" / "doctor.json").write_text("[]")
+    (tmp_path / "study" / "weak" / "seed-1" / "doctor.json").write_text('{"terms": [3], "warnings": 3}')
+    assert "What each loss does" not in eyeline.report(run.folder).read_text()

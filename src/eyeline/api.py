@@ -134,6 +134,7 @@ def distill(
     teacher_weights: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    check: bool = False,
     **settings: Any,
 ) -> Run:
     """Train a student with a teacher's help.
@@ -150,10 +151,12 @@ def distill(
         teacher_weights: checkpoint of a teacher that is given by name (safetensors)
         resume: continue the run that is in the folder
         overwrite: replace the run that is in the folder
+        check: train nothing, and tell what each loss does to the student in the first step
         settings: see below
 
     Returns:
-        The finished run; ``run.load()`` is the student.
+        The finished run; ``run.load()`` is the student. With ``check`` the result is what ``doctor.json`` of
+        the run would hold.
 
     Raises:
         InputError: something given cannot work; raised before training.
@@ -170,7 +173,8 @@ def distill(
         "student_weights": student_weights,
         "teacher_weights": teacher_weights,
     }
-    return jobs.distill(recipe, Settings.of(**settings), out=out, resume=resume, overwrite=overwrite)
+    options = {"resume": resume, "overwrite": overwrite, "check": check}
+    return jobs.distill(recipe, Settings.of(**settings), out=out, **options)
 
 
 @_verb

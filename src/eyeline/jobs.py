@@ -8,7 +8,7 @@ import functools
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import resources
@@ -31,6 +31,7 @@ from eyeline.data.sources import list_data
 from eyeline.data.splits import ImageData
 from eyeline.device import Device, resolved
 from eyeline.distiller import Distiller
+from eyeline.doctor import check_effects, examine, warnings
 from eyeline.errors import Diverged, InputError, TrainingStopped
 from eyeline.files import amount, read_json, write_atomically, write_json
 from eyeline.hashing import weights_hash
@@ -46,6 +47,7 @@ from eyeline.runs.answers import read_answers, write_answers
 from eyeline.runs.folder import (
     ANSWERS,
     CHECKPOINT,
+    DOCTOR,
     HARDWARE,
     MODEL,
     PAGE,
@@ -65,7 +67,8 @@ from eyeline.settings import Settings
 from eyeline.studies.apart import how_many, run_apart
 from eyeline.studies.statistics import correct, paired_difference, summary
 from eyeline.training.evaluation import Evaluation, attention_loss, evaluate
-from eyeline.training.trainer import evaluation_stream, fit, targets_by_view
+from eyeline.training.optimizer import learning_rate_factor
+from eyeline.training.trainer import evaluation_stream, fit, targets_by_view, training_stream
 from eyeline.training.trainer import remember as fill
 
 BASELINE = "ce"
@@ -105,20 +108,32 @@ def train(
 
 
 def distill(
-    recipe: dict[str, Any], settings: Settings, *, out: str | None, resume: bool, overwrite: bool
+    recipe: dict[str, Any],
+    settings: Settings,
+    *,
+    out: str | None,
+    resume: bool,
+    overwrite: bool,
+    check: bool = False,
 ) -> Run:
     method = resolve_method(recipe["method"])
     listed, load_images = _data(recipe["data"], settings)
     parts = [_shown(recipe["student"]), method_name(method), listed.name, f"seed-{settings.seed}"]
-    path = _out(out, "distill", parts, resume, overwrite, recipe["student"], recipe["teacher"])
-    said, settings = _said(settings), _as_begun(settings, listed, path, resume)
-    _check_memory(settings, path, overwrite)
+    if check:  # it makes no folder
+        path = _path(out, "distill", parts)
+        settings = resolved(settings, files=listed.size is None)
+    else:
+        path = _out(out, "distill", parts, resume, overwrite, recipe["student"], recipe["teacher"])
+        said, settings = _said(settings), _as_begun(settings, listed, path, resume)
+        _check_memory(settings, path, overwrite)
     teacher = _teacher(recipe["teacher"], listed, recipe["teacher_weights"])
     student = _seeded(
         settings, lambda: _network(recipe["student"], listed, settings, False, recipe["student_weights"])
     )
     # every mistake shows before images are decoded, and before a folder is made
     with _check(student, teacher, method, recipe["layers"], listed, settings) as distiller:
+        if check:
+            return Run(path, _examine(distiller, load_images(), settings))
         data = load_images() if settings.skip_bad_images else listed  # those that are left
         memory, settings = _memory([distiller], data, settings, path, overwrite)
     recipe = {**recipe, "method": method}
@@ -202,8 +217,9 @@ def study(
                 label = f"{name}, seed {seed} ({number}/{len(seeds)})"
                 seeded = _as_begun(dataclasses.replace(settings, seed=seed), data, place, True)
                 plan.append(_Planned(name, label, place, arguments, seeded))
+        told = set[str]()  # the methods of which warnings have been said
         if Device.of(settings).fabric.world_size == 1:
-            _train_apart(parallel, plan, example, data)
+            _train_apart(parallel, plan, example, data, told)
         runs: dict[str, list[dict[str, Any]]] = {name: [] for name in methods}
         for name, label, place, arguments, seeded in plan:
             # one that is finished stays, on whatever hardware it was made
@@ -222,7 +238,9 @@ def study(
                 seeded,
                 memory=memory,
                 label=label,
+                warn=functools.partial(_warn_of, name, told),
             )
+            told.add(name)
             runs[name].append(
                 {"seed": seeded.seed, "run": str(place.relative_to(path)), **_study_figures(run.result)}
             )
@@ -284,6 +302,12 @@ class _Planned(NamedTuple):
     settings: Settings
 
 
+def _warn_of(method: str, told: Collection[str], line: str) -> None:
+    """Say what a run of a study warns of, if none of the method's has been told."""
+    if method not in told:
+        _say(f"{method}: {line}")
+
+
 def _check_parallel(parallel: int | None, recipe: Mapping[str, Any], settings: Settings) -> None:
     if parallel is None or parallel == 1:
         return
@@ -304,7 +328,9 @@ def _has_names(recipe: Mapping[str, Any]) -> bool:
     return all(isinstance(recipe[what], str) for what in ("student", "teacher", "data"))
 
 
-def _train_apart(parallel: int | None, plan: Sequence[_Planned], example: nn.Module, data: ImageData) -> None:
+def _train_apart(
+    parallel: int | None, plan: Sequence[_Planned], example: nn.Module, data: ImageData, told: set[str]
+) -> None:
     """Train several runs at once, where that was asked for or was measured to be faster."""
     left = [run for run in plan if not (run.place / RESULT).exists()]
     if len(left) < 2 or not _has_names(left[0].arguments):
@@ -337,8 +363,12 @@ def _train_apart(parallel: int | None, plan: Sequence[_Planned], example: nn.Mod
     finished = itertools.count(1)
 
     def done(number: int) -> None:
+        run = left[number]
+        if (run.place / DOCTOR).exists():
+            for line in read_json(run.place / DOCTOR, "what the losses of a run do")["warnings"]:
+                _warn_of(run.name, told, line)
+            told.add(run.name)
         if settings.progress:
-            run = left[number]
             accuracy = read_json(run.place / RESULT, "the figures of a finished run")["validation_accuracy"]
             count = f"{next(finished)} of {len(left)} runs"
             _say(f"{count}: {run.label}, validation {100 * accuracy:.1f} %")
@@ -511,6 +541,7 @@ def _run(
     *,
     memory: Memory | None = None,
     label: str = "",
+    warn: Callable[[str], None] | None = None,
 ) -> Run:
     """Train, evaluate, and write what came out; a run that is finished already is read."""
     network = teacher.network if teacher else None
@@ -525,6 +556,11 @@ def _run(
             _say(_left_out(data.skipped))
         # a loss's learnable parts depend on the seed alone, as the student does
         with _seeded(settings, lambda: Distiller(student, network, method, layers, shape)) as distiller:
+            if is_main_process() and not (folder.path / CHECKPOINT).exists():
+                effects = _examine(distiller, data, settings)
+                write_json(folder.path / DOCTOR, effects)
+                for line in effects["warnings"]:
+                    (warn or _say)(line)
             device = fit(distiller, data, settings, folder, memory=memory, label=label)
         if is_main_process():
             _finish(
@@ -532,6 +568,28 @@ def _run(
             )
     device.fabric.barrier()
     return Run(folder.path, folder.result or {}, _own(given, student))
+
+
+def _examine(distiller: Distiller, data: ImageData, settings: Settings) -> dict[str, Any]:
+    """What each loss does in the first step of a run: on its first images, in its precision.
+
+    Raises:
+        InputError: a loss changes no parameter of the student.
+    """
+    device = Device.of(settings)
+    device.place(distiller)
+    # a batch is not worth the start of processes
+    stream = training_stream(data, dataclasses.replace(settings, workers=0), device)
+    distiller.set_progress(0, settings.epochs, learning_rate_factor(settings, 0, stream.steps_per_epoch))
+    batch = next(iter(stream.batches(0, 1)))
+    effects = examine(distiller, device.images(batch.images), batch.labels, device.autocast)
+    check_effects(effects)
+    return {
+        "kind": "doctor",
+        "images": len(batch.labels),
+        "terms": [dataclasses.asdict(effect) for effect in effects],
+        "warnings": warnings(effects),
+    }
 
 
 def _own(given: Any, network: nn.Module) -> nn.Module | None:
@@ -826,18 +884,20 @@ def _check(
         # seeded, as in the run itself
         return _seeded(settings, lambda: Distiller(network, teacher.network, method, layers, shape))
 
-    with make(copy.deepcopy(student)) as trial:
-        _try_step(trial, shape, len(data.classes))
     distiller = make(student)
-    if distiller.objective.needs("logits", of_teacher=True):
-        answered = Probe(teacher.network, _image_shape(data, settings)).answer
-        if answered != (len(data.classes),):
-            distiller.close()
-            raise InputError(
-                f"teacher {teacher.name} answers {list(answered)} for an image; {data.name} has "
-                f"{len(data.classes)} classes; train one on this data: "
-                f"eyeline train --model NAME --data {data.name}"
-            )
+    try:
+        _try_step(distiller, shape, len(data.classes))
+        if distiller.objective.needs("logits", of_teacher=True):
+            answered = Probe(teacher.network, _image_shape(data, settings)).answer
+            if answered != (len(data.classes),):
+                raise InputError(
+                    f"teacher {teacher.name} answers {list(answered)} for an image; {data.name} has "
+                    f"{len(data.classes)} classes; train one on this data: "
+                    f"eyeline train --model NAME --data {data.name}"
+                )
+    except BaseException:
+        distiller.close()
+        raise
     return distiller
 
 
@@ -952,29 +1012,28 @@ def _say(line: str) -> None:
 
 
 def _try_step(distiller: Distiller, shape: tuple[int, int, int], classes: int) -> None:
-    """One step on noise: a loss that fails, is not finite, or has no gradient shows before any work."""
+    """A step on noise: a loss that fails, is not finite, or changes nothing shows before any work."""
     device = next(distiller.student.parameters()).device
     if distiller.teacher is not None:
         before = next((p.device for p in distiller.teacher.parameters()), device)
         distiller.teacher.to(device)
     distiller.objective.to(device)
+    images = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(4) % classes
     try:
-        with draws_apart(device, seed=0):
-            images, labels = torch.randn(4, *shape), torch.arange(4) % classes
-            terms = distiller.train()(images.to(device), labels.to(device))
-            parameters = distiller.trainable_parameters()
-            gradients = torch.autograd.grad(terms.total, parameters, allow_unused=True)
+        effects = examine(distiller, images.to(device), labels.to(device))
     finally:
         if distiller.teacher is not None:
             distiller.teacher.to(before)
-    bad = [name for name, term in terms.items() if not torch.isfinite(term)]
-    if not bad and not all(torch.isfinite(g).all() for g in gradients if g is not None):
+    bad = [effect.name for effect in effects if not math.isfinite(effect.value)]
+    if not bad and not all(effect.finite for effect in effects):
         bad = ["the gradient"]
     if bad:
         raise InputError(
             f"{', '.join(bad)} of method {method_name(distiller.objective.method)} is not finite on images "
             "of noise; the student, the teacher or a parameter of the method has values that are too large"
         )
+    check_effects(effects)
 
 
 def _any_network(given: Any, pretrained: bool, weights: str | None) -> nn.Module:
@@ -1127,12 +1186,16 @@ def _out(
     out: str | None, verb: str, parts: Sequence[str], resume: bool, overwrite: bool, *needed: Any
 ) -> Path:
     """The folder of a run; refused where a run is there, or it would replace one that is needed."""
-    path = Path(out) if out is not None else Path("runs") / _file_name("-".join([verb, *parts]))
-    path = path.expanduser()
+    path = _path(out, verb, parts)
     if is_main_process():
         is_taken(path, resume=resume, overwrite=overwrite)
     _keep(path, overwrite, *needed)
     return path
+
+
+def _path(out: str | None, verb: str, parts: Sequence[str]) -> Path:
+    path = Path(out) if out is not None else Path("runs") / _file_name("-".join([verb, *parts]))
+    return path.expanduser()
 
 
 def _keep(path: Path, overwrite: bool, *inputs: Any) -> None:

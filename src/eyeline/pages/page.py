@@ -18,6 +18,7 @@ from eyeline.errors import InputError
 from eyeline.files import read_json, replacing
 from eyeline.pages import charts, tables
 from eyeline.pages.charts import Curve
+from eyeline.pages.effects import effects_html, read_effects
 from eyeline.pages.style import STYLE
 from eyeline.pages.tables import MISSING, Row
 from eyeline.settings import Settings
@@ -120,6 +121,13 @@ def study_page(folder: str | Path, attention: Figure | None = None) -> str:
             )
         )
     body.append(_training_section(folder, study))
+    effects = {
+        tables.display_name(entry["method"]): [
+            read_effects(folder / str(run.get("run", ""))) for run in entry["runs"]
+        ]
+        for entry in tables.in_order(study)
+    }
+    body.append(_effects_section(effects))
     body.append(_attention_section(folder, attention))
     body.append(_protocol_section(study["recipe"], study["environment"], "study", data))
     return _page(f"{headline} – eyeline", body)
@@ -181,6 +189,7 @@ def run_page(folder: str | Path) -> str:
             "its seed may outweigh it. <code>eyeline study</code> compares methods over several seeds.</p>",
         ),
         _run_curves(rows),
+        _effects_section({"": [read_effects(folder)]}),
         _attention_section(folder, None),
         _protocol_section(
             recipe, _mapping(folder / "environment.json", required=False), str(result.get("verb")), data
@@ -360,6 +369,11 @@ def _run_curves(rows: Sequence[Mapping[str, float]]) -> str:
         for i, name in enumerate(("training", "validation"))
     )
     return _section("Training", f"<ul class=key>{key}</ul><div class=charts>{''.join(figures)}</div>")
+
+
+def _effects_section(methods: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    content = effects_html(methods)
+    return _section("What each loss does", content) if content else ""
 
 
 def _figure(name: str, title: str, about: str, curves: Sequence[Curve], percentage: bool = False) -> str:

@@ -310,7 +310,18 @@ def _markdown(text: str) -> str:
 
 
 def show(folder: Path, result: Mapping[str, Any]) -> None:
-    """Print what came out of a run, in a line, or of a study, in a table."""
+    """Print what came out of a run, in a line, or of a study or a first step, in a table."""
+    if result.get("kind") == "doctor":
+        from rich.console import Console
+
+        from eyeline.pages.effects import NOTE, effects_table
+
+        shown = Console()
+        shown.print(effects_table(result))
+        images = plural(result["images"], "training image")
+        for line in (f"{NOTE}: on {images}, and nothing is trained.", *result["warnings"]):
+            shown.print(line, highlight=False, markup=False)
+        return
     if result.get("kind") == "study":
         from rich.console import Console
 

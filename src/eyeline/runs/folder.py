@@ -41,6 +41,8 @@ MODEL = "model.json"
 
 STUDY = "study.json"
 
+DOCTOR = "doctor.json"
+
 _WEIGHTS = ("model.safetensors", "student.safetensors")
 
 ANSWERS = "test_answers.safetensors"
@@ -54,7 +56,7 @@ _DRAWN = ("attention.png", PAGE)
 _CURVES = "tensorboard"
 
 _FILES = (
-    *(ENVIRONMENT, METRICS, CHECKPOINT, RESULT, MODEL, STUDY),
+    *(ENVIRONMENT, METRICS, CHECKPOINT, RESULT, MODEL, STUDY, DOCTOR),
     *(*_WEIGHTS, ANSWERS, TEACHER_ANSWERS, *_DRAWN),
 )
 
