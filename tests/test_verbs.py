@@ -135,7 +135,7 @@ def test_a_recipe_says_what_auto_meant(tmp_path: Path, sample_run: Path) -> None
 
 def test_the_files_of_a_run(sample_run: Path) -> None:
     assert sorted(p.name for p in sample_run.iterdir()) == [
-        *("environment.json", "metrics.csv", "model.json", "recipe.yaml", "result.json"),
+        *("doctor.json", "environment.json", "metrics.csv", "model.json", "recipe.yaml", "result.json"),
         *("student.safetensors", "tensorboard", "test_answers.safetensors"),
     ]
     environment = json.loads((sample_run / "environment.json").read_text())
