@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
+from lightning_utilities.core.rank_zero import rank_zero_only
 
 if str(Path(__file__).parent) not in sys.path:
     sys.path.insert(0, str(Path(__file__).parent))  # `from oracles.attention import ...`
@@ -24,8 +25,9 @@ settings.load_profile("repeatable")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    """What a test or its fixtures draw does not depend on the tests before it."""
+    """What a test or its fixtures draw, or log, does not depend on the tests before it."""
     torch.manual_seed(0)
+    rank_zero_only.rank = 0  # Lightning keeps the rank of the last process that it was told of
 
 
 @pytest.fixture(scope="session")
