@@ -14,7 +14,8 @@ SOURCE = Path(eyeline.__file__).parent
 ROOMS = (
     *("errors", "ranks", "files", "randomness", "kinds", "names", "settings", "console", "device"),
     *("attention", "double_backward", "observe", "isolation", "losses", "functional", "objective"),
-    *("distiller", "doctor", "models", "data", "hashing", "memory", "runs", "training", "studies", "pages"),
+    *("distiller", "doctor", "models", "data", "hashing", "fingerprint", "memory", "runs"),
+    *("training", "studies", "pages"),
     *("api", "jobs", "cli"),
 )
 UPWARD = {

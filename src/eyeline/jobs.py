@@ -34,8 +34,8 @@ from eyeline.distiller import Distiller
 from eyeline.doctor import check_effects, examine, warnings
 from eyeline.errors import Diverged, InputError, TrainingStopped
 from eyeline.files import amount, read_json, write_atomically, write_json
-from eyeline.hashing import weights_hash
-from eyeline.memory.folder import Memory, check_folder
+from eyeline.fingerprint import student_fingerprint, teacher_fingerprint
+from eyeline.memory.folder import BEHAVIOUR, Memory, check_folder
 from eyeline.memory.names import target_names
 from eyeline.memory.shared import SharedTeacher
 from eyeline.objective.method import method_name, resolve_method
@@ -84,6 +84,14 @@ class _Teacher:
     network: nn.Module
     tested: dict[str, Evaluation | None] = dataclasses.field(default_factory=dict)
     """On the test images, once it was asked; None for a teacher of other classes."""
+    fingerprints: dict[tuple[int, int, int], dict[str, Any]] = dataclasses.field(default_factory=dict)
+    """By the shape of images."""
+
+    def fingerprint(self, shape: tuple[int, int, int]) -> dict[str, Any]:
+        """By what it is known again."""
+        if shape not in self.fingerprints:
+            self.fingerprints[shape] = teacher_fingerprint(self.network, shape)
+        return self.fingerprints[shape]
 
 
 def train(
@@ -99,10 +107,11 @@ def train(
         settings,
         lambda: _network(recipe["model"], listed, settings, recipe["pretrained"], recipe["weights"]),
     )
+    known = student_fingerprint(network, _image_shape(listed, settings))
     data = load_images() if settings.skip_bad_images else listed  # those that are left
     complete = _complete("train", recipe, settings)
     how: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "said": said}
-    folder = RunFolder(path, complete, **how, inputs=_inputs(data))
+    folder = RunFolder(path, complete, **how, inputs=_inputs(data, settings, model=known))
     data = load_images()
     return _run("train", folder, recipe["model"], network, None, data, BASELINE, "auto", settings)
 
@@ -135,11 +144,12 @@ def distill(
         if check:
             return Run(path, _examine(distiller, load_images(), settings))
         data = load_images() if settings.skip_bad_images else listed  # those that are left
-        memory, settings = _memory([distiller], data, settings, path, overwrite)
+        memory, settings = _memory([distiller], teacher, data, settings, path, overwrite)
+    known = student_fingerprint(student, _image_shape(listed, settings))
     recipe = {**recipe, "method": method}
     complete = _complete("distill", recipe, settings)
     how: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "said": said}
-    folder = RunFolder(path, complete, **how, inputs=_inputs(data, teacher))
+    folder = RunFolder(path, complete, **how, inputs=_inputs(data, settings, teacher, student=known))
     data = load_images()
     _tell_of_another_division(recipe["teacher"], data)
     return _run(
@@ -181,7 +191,8 @@ def study(
     _check_memory(settings, path, overwrite)
     teacher = _teacher(recipe["teacher"], listed, recipe["teacher_weights"])
     make = functools.partial(_network, student, listed, settings)
-    example = make()
+    example = _seeded(settings, make)
+    known = {settings.seed: student_fingerprint(example, _image_shape(listed, settings))}
     with ExitStack() as claim:
         with ExitStack() as stack:
             distillers = [
@@ -189,12 +200,12 @@ def study(
                 for method in methods.values()
             ]
             data = load_images() if settings.skip_bad_images else listed
-            memory, settings = _memory(distillers, data, settings, path, overwrite)
+            memory, settings = _memory(distillers, teacher, data, settings, path, overwrite)
             recipe = {**recipe, "methods": methods, "seeds": seeds}
-            inputs = _inputs(data, teacher)
+            inputs = _inputs(data, settings, teacher)
             complete = _complete("study", recipe, settings)
             how: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "said": said}
-            record = RunFolder(path, complete, **how, inputs=inputs)
+            record = RunFolder(path, complete, **how, inputs={**inputs, "student": known[settings.seed]})
             data = load_images()
             _tell_of_another_division(recipe["teacher"], data)
             claim.enter_context(record.claimed())
@@ -225,12 +236,16 @@ def study(
             # one that is finished stays, on whatever hardware it was made
             said = () if (place / RESULT).exists() else HARDWARE
             complete = _complete("distill", arguments, seeded)
-            folder = RunFolder(place, complete, resume=True, inputs=inputs, said=said)
+            network = _seeded(seeded, make)
+            if seeded.seed not in known:
+                known[seeded.seed] = student_fingerprint(network, _image_shape(data, settings))
+            of_run = {**inputs, "student": known[seeded.seed]}
+            folder = RunFolder(place, complete, resume=True, inputs=of_run, said=said)
             run = _run(
                 "distill",
                 folder,
                 student,
-                _seeded(seeded, make),
+                network,
                 teacher,
                 data,
                 arguments["method"],
@@ -395,7 +410,7 @@ def remember(recipe: dict[str, Any], settings: Settings) -> Path:
             for method in methods.values()
         ]
         data = load_images() if settings.skip_bad_images else listed
-        memory, settings = _memory(distillers, data, settings)
+        memory, settings = _memory(distillers, teacher, data, settings)
         if memory is None:
             raise InputError(
                 f"methods {list(methods)} need nothing of a teacher that could be remembered; "
@@ -917,6 +932,7 @@ def _check_memory(settings: Settings, out: Path | None = None, overwrite: bool =
 
 def _memory(
     distillers: Sequence[Distiller],
+    asked: _Teacher,
     data: ImageData,
     settings: Settings,
     out: Path | None = None,
@@ -935,7 +951,7 @@ def _memory(
     device = Device.of(settings)
     shape = _image_shape(data, settings)
     packed = settings.packed is not None or getattr(data.train, "pixels", None) is not None
-    network = next(d.teacher for d in distillers if d.teacher is not None)
+    known, network = asked.fingerprint(shape), asked.network
     device.place(network)
     for name, module in network.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
@@ -946,13 +962,14 @@ def _memory(
     memory = Memory(
         settings.memory,
         {
-            "teacher": weights_hash(network),
+            "teacher": known["weights"],
+            BEHAVIOUR: known["answers"],
             "data": data.fingerprint("train", times=True),
             "images": len(data.train),
             "augmentation": settings.augmentation,
             "image_size": shape,
-            "mean": data.mean,
-            "std": data.std,
+            # computed from images, they may differ in the last bits from processor to processor
+            **{name: [float(f"{number:.6g}") for number in getattr(data, name)] for name in ("mean", "std")},
             "view_seed": settings.view_seed,
             "precision": settings.precision,
             "memory_precision": settings.memory_precision,
@@ -1175,11 +1192,15 @@ def _tell_of_changes(folder: RunFolder) -> None:
         _say(f"{folder.path} goes on with {now}; it began with {began}: no longer bit for bit")
 
 
-def _inputs(data: ImageData, teacher: _Teacher | None = None) -> dict[str, str]:
-    """Hashes of what may change under a recipe that stays the same."""
-    return {"data": data.fingerprint()} | (
-        {} if teacher is None else {"teacher": weights_hash(teacher.network)}
-    )
+def _inputs(
+    data: ImageData, settings: Settings, teacher: _Teacher | None = None, **trained: dict[str, Any]
+) -> dict[str, Any]:
+    """Records of what may change under a recipe that stays the same; ``trained``: fingerprints by name."""
+    numbers = [" ".join(f"{number:.6g}" for number in each) for each in (data.mean, data.std)]
+    inputs: dict[str, Any] = {"data": data.fingerprint(), "mean and std": ", ".join(numbers)}
+    if teacher is not None:
+        inputs["teacher"] = teacher.fingerprint(_image_shape(data, settings))
+    return inputs | trained
 
 
 def _out(

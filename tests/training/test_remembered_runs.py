@@ -88,6 +88,12 @@ def counted() -> Counted:
     return teacher
 
 
+def louder(network: TinyNet) -> TinyNet:
+    """The same weights, and another ``forward``."""
+    network.forward = lambda images: 1.1 * TinyNet.forward(network, images)  # type: ignore[method-assign]
+    return network
+
+
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that filled its memory by itself: ``filled / "m"`` and ``filled / "run"``."""
@@ -328,7 +334,11 @@ def test_as_many_views_as_the_budget_holds(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"teacher": tiny_net(3)}, r"\(teacher was '[0-9a-f]{12}...', is '[0-9a-f]{12}...'\)"),
+        (
+            {"teacher": tiny_net(3)},
+            r"\(teacher was '[0-9a-f]{12}...', is '[0-9a-f]{12}...'; teacher's answers was .*\)",
+        ),
+        ({"teacher": louder(tiny_net(2))}, r"\(teacher's answers was \[.*, ...\], is \[.*, ...\]\)"),
         ({"data": tiny_data(train=49)}, r"\(data was .*; images was 50, is 49\)"),
         (
             {"augmentation": "flip", "view_seed": 1},
@@ -337,7 +347,7 @@ def test_as_many_views_as_the_budget_holds(tmp_path: Path) -> None:
         ({"memory_precision": "uint8"}, r"\(memory_precision was 'float16', is 'uint8'\)"),
         ({"precision": "bf16"}, r"\(precision was 'float32', is 'bf16'\)"),
     ],
-    ids=["teacher", "data", "views", "memory precision", "precision"],
+    ids=["teacher", "forward", "data", "views", "memory precision", "precision"],
 )
 def test_a_memory_of_something_else(
     tmp_path: Path, filled: Path, change: dict[str, Any], message: str

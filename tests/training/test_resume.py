@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import os
 import resource
 import shutil
@@ -21,7 +22,7 @@ from eyeline.cli import main
 from eyeline.errors import InputError, TrainingStopped
 from eyeline.files import locked
 from eyeline.objective.method import resolve_method
-from tiny import SETTINGS, tiny_data, tiny_net
+from tiny import SETTINGS, TinyNet, tiny_data, tiny_net
 
 pytestmark = pytest.mark.whole
 
@@ -217,6 +218,69 @@ def test_resume_of_a_finished_run_answers_at_once(tmp_path: Path, whole: Path, m
         eyeline.distill(tiny_net(1), tiny_net(3), tiny_data(), str(whole), **SETTINGS, resume=True)
     with pytest.raises(InputError, match="another content of data"):
         eyeline.distill(tiny_net(1), tiny_net(2), tiny_data(49), str(whole), **SETTINGS, resume=True)
+    data = dataclasses.replace(tiny_data(), std=(0.3,))
+    with pytest.raises(InputError, match="another content of mean and std"):
+        eyeline.distill(tiny_net(1), tiny_net(2), data, str(whole), **SETTINGS, resume=True)
+
+
+class Scaled(TinyNet):
+    """A number in an attribute decides what it answers."""
+
+    scale = 2.0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.scale * super().forward(images)
+
+
+def scaled(scale: float) -> Scaled:
+    network = Scaled()
+    network.load_state_dict(tiny_net(1).state_dict())
+    network.scale = scale
+    return network
+
+
+STUDENTS: dict[str, Any] = {
+    "weights": (lambda: tiny_net(1), lambda: tiny_net(3)),
+    "dropout": (lambda: tiny_net(1), lambda: tiny_net(1, dropout=0.9)),
+    "width": (lambda: tiny_net(1), lambda: tiny_net(1, width=5)),
+    "attribute": (lambda: scaled(2.0), lambda: scaled(2.1)),
+    "function": (lambda: lambda: TinyNet(), lambda: lambda: TinyNet(dropout=0.0)),
+}
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_a_run_is_not_answered_to_another_student(tmp_path: Path, name: str, monkeypatch: Any) -> None:
+    """Neither one that is finished, nor one that was stopped, nor one that is trained alone."""
+    first, other = STUDENTS[name]
+    settings = {**SETTINGS, "epochs": 1}
+
+    def distill(make: Any, **how: bool) -> None:
+        eyeline.distill(make(), tiny_net(2), tiny_data(), str(tmp_path / "run"), **settings, **how)
+
+    distill(first)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    distill(first, resume=True)
+    with pytest.raises(InputError, match=r"another content of student; .*function that makes it is seeded"):
+        distill(other, resume=True)
+    (tmp_path / "run" / "result.json").rename(tmp_path / "run" / "metrics.csv")  # as if it had been stopped
+    with pytest.raises(InputError, match="another content of student"):
+        distill(other, resume=True)
+    (tmp_path / "run" / "metrics.csv").rename(tmp_path / "run" / "result.json")
+    assert {p: before[p] for p in before if p.name != "metrics.csv"} == {
+        p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()
+    }
+    eyeline.train(first(), tiny_data(), str(tmp_path / "alone"), **settings)
+    with pytest.raises(InputError, match="another content of model"):
+        eyeline.train(other(), tiny_data(), str(tmp_path / "alone"), **settings, resume=True)
+
+
+def test_a_teacher_with_another_forward_is_another_one(tmp_path: Path) -> None:
+    teacher, short = scaled(2.0), {**SETTINGS, "epochs": 1}
+    eyeline.distill(tiny_net(1), teacher, tiny_data(), str(tmp_path / "run"), **short)
+    eyeline.distill(tiny_net(1), teacher, tiny_data(), str(tmp_path / "run"), **short, resume=True)
+    teacher.scale = 2.1
+    with pytest.raises(InputError, match="another content of teacher"):
+        eyeline.distill(tiny_net(1), teacher, tiny_data(), str(tmp_path / "run"), **short, resume=True)
 
 
 def test_a_run_that_another_process_finishes_meanwhile_is_answered(
@@ -243,15 +307,11 @@ def test_a_checkpoint_of_another_network(tmp_path: Path, monkeypatch: Any) -> No
         patch.setattr("eyeline.jobs._finish", None)
         with pytest.raises(TypeError):
             distill(tmp_path / "run", epochs=1)
+    state = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+    state["student"].pop("head.weight")
+    torch.save(state, tmp_path / "run" / "last.ckpt")
     with pytest.raises(InputError, match=r"of another network or method .*start anew with --overwrite"):
-        eyeline.distill(
-            tiny_net(1, width=5),
-            tiny_net(2),
-            tiny_data(),
-            str(tmp_path / "run"),
-            **{**SETTINGS, "epochs": 1},
-            resume=True,
-        )
+        distill(tmp_path / "run", epochs=1, resume=True)
 
 
 def test_a_disk_that_is_full_in_the_middle(tmp_path: Path, monkeypatch: Any) -> None:

@@ -24,13 +24,14 @@ from torch import Tensor
 
 from eyeline.errors import InputError, TrainingStopped
 from eyeline.files import is_left_over, read_json, write_atomically, write_json
-from eyeline.hashing import update
+from eyeline.hashing import same, update
 from eyeline.losses import Target
 from eyeline.memory.encoding import Encoded, gathered
 
 KEY = "memory.json"
+BEHAVIOUR = "teacher's answers"
 
-_FORMAT = 2
+_FORMAT = 3
 
 _KIND = "memory"
 
@@ -59,7 +60,8 @@ class Memory:
 
     Args:
         folder: made when the first view is stored.
-        key: all that the targets depend on, as JSON; ``memory_precision`` among it.
+        key: all that the targets depend on, as JSON; ``memory_precision`` among it, and the teacher's answers
+            to noise, which may differ by rounding.
         length: training images.
         say: takes a line for the user.
         anew: what is in the folder will be removed before it is used.
@@ -81,7 +83,8 @@ class Memory:
         self.key = json.loads(json.dumps({"format": _FORMAT, **key}))
         self.stuck = False
         """Whether a view could not be stored; none is stored from then on."""
-        self._shown = hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()[:16]
+        exact = {name: value for name, value in self.key.items() if name != BEHAVIOUR}
+        self._shown = hashlib.sha256(json.dumps(exact, sort_keys=True).encode()).hexdigest()[:16]
         if not anew:
             self._check()
 
@@ -95,6 +98,7 @@ class Memory:
             f"{name} was {_short(theirs.get(name))}, is {_short(self.key.get(name))}"
             for name in dict.fromkeys([*self.key, *theirs])
             if theirs.get(name) != self.key.get(name)
+            and not (name == BEHAVIOUR and same(theirs.get(name), self.key.get(name)))
         ]
         if differing:
             raise InputError(
@@ -221,6 +225,8 @@ def _checksum(parts: Mapping[str, Tensor], facts: Mapping[str, str]) -> str:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, list) and len(value) > 3:
+        return f"[{value[0]}, ...]"
     return repr(f"{value[:12]}..." if isinstance(value, str) and len(value) > 16 else value)
 
 

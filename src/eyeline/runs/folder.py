@@ -23,6 +23,7 @@ from eyeline.files import (
     write_json,
     write_text,
 )
+from eyeline.hashing import same
 from eyeline.memory.folder import remove_memories
 from eyeline.ranks import is_main_process
 from eyeline.runs.provenance import plain, with_now
@@ -88,7 +89,8 @@ class RunFolder:
         recipe: the resolved arguments of the verb, with the verb under ``"verb"``.
         resume: continue a run that is there, with the same recipe.
         overwrite: replace a run that is there: its own files, and nothing else that lies in the folder.
-        inputs: name -> hash of what the recipe only names, as the teacher: a run goes on with the same alone.
+        inputs: name -> record of what the recipe only names, as a hash of the data: a run goes on with the
+            same alone (see :func:`~eyeline.hashing.same`).
         said: the settings of the hardware that were given in so many words, not as ``auto``. An unfinished
             run goes on with them where it began with others (``changed``: name -> before and now).
 
@@ -104,7 +106,7 @@ class RunFolder:
         *,
         resume: bool = False,
         overwrite: bool = False,
-        inputs: Mapping[str, str] | None = None,
+        inputs: Mapping[str, Any] | None = None,
         said: Collection[str] = (),
     ) -> None:
         self.path = Path(path).expanduser()
@@ -200,11 +202,13 @@ class RunFolder:
         path = self.path / ENVIRONMENT
         before = read_json(path, "the record of a run") if path.exists() else {}
         theirs = before.get("inputs", {})
-        changed = [name for name, digest in self.inputs.items() if theirs.get(name, digest) != digest]
+        changed = [name for name, found in self.inputs.items() if not same(theirs.get(name, found), found)]
         if changed:
+            # a module's own initial weights are those of its making
+            hint = " (a function that makes it is seeded)" if {"student", "model"} & {*changed} else ""
             raise InputError(
                 f"{self.path} holds a run that began with another content of {' and '.join(changed)}; give "
-                "what it began with, replace it with --overwrite, or choose another folder with --out"
+                f"what it began with{hint}, replace it with --overwrite, or choose another folder with --out"
             )
         return before
 

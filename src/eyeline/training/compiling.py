@@ -196,7 +196,7 @@ def _compile(part: Part, sizes: Sequence[int], *, fold: bool) -> None:
 
 def _folding_backend(network: nn.Module) -> Callable[..., Any]:
     """Inductor, as an object of its own for these weights: torch looks compiled code up by its backend, and
-    would serve a network the constants of weights that it had before."""
+    would serve a network the constants of weights that it had before; what else changed it sees by itself."""
     weights = weights_hash(network)
     known = _folded.get(network)
     if known is None or known[0] != weights:
