@@ -78,7 +78,7 @@ def test_words(text: str, kind: Any, made: Any) -> None:
         ("3", int, "a whole number"),
         (False, float, "a number"),
         (float("nan"), float, "a finite number"),
-        (10**400, float, "a number"),
+        (1e400, float, "a finite number"),
         (1, bool, "true or false"),
         (3, str | None, "a text"),
         ("0.5", tuple[float, ...], "several numbers, as a,b,c"),
@@ -92,6 +92,25 @@ def test_values_of_another_kind(value: Any, kind: Any, expected: str) -> None:
     with pytest.raises(InputError) as refused:
         as_kind("x", value, kind)
     assert str(refused.value) == f"x is {value!r}; expected {expected}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "a\0b", "\udcff", "x" * 300, "folder:" + "x" * 300, "~no-such-user/x"],
+    ids=lambda text: ascii(text)[:20],
+)
+def test_a_text_that_can_be_no_name(text: str) -> None:
+    for kind in (str, str | Path, str | Any, str | Sequence[str]):
+        with pytest.raises(
+            InputError, match=r"^out is '.*; (expected a name|there is no|it holds|File name)"
+        ):
+            as_kind("out", text, kind)
+
+
+def test_what_is_long_is_shortened() -> None:
+    with pytest.raises(InputError) as refused:
+        as_kind("seeds", "9" * 5000, int, said=True)
+    assert len(str(refused.value)) < 150
 
 
 def test_yaml_as_people_mean_it() -> None:

@@ -60,7 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _fail(error: object, status: int) -> int:
     if is_main_process():
-        print(f"eyeline: {error}", file=sys.stderr)
+        # a name may hold anything
+        line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(error))
+        print(f"eyeline: {line}", file=sys.stderr)
     return status
 
 
@@ -73,7 +75,8 @@ def _parsed(words: Sequence[str]) -> tuple[Callable[..., Any], inspect.BoundArgu
     if words[0] not in (*api.VERBS, "-h", "--help", "-V", "--version", "--completion"):
         raise unknown("command", words[0], api.VERBS)
     try:
-        app = _app(helping=not {"-h", "--help"}.isdisjoint(words))
+        helping = not {"-h", "--help"}.isdisjoint(words)
+        app = _app(words[:1] if words[0] in api.VERBS else api.VERBS, helping)
         command, bound, _ = app.parse_args(_last_of_each(words), print_error=False, exit_on_error=False)
     except CycloptsError as error:
         raise _in_words(error, words[0]) from error
@@ -115,7 +118,7 @@ def _in_words(error: CycloptsError, verb: str) -> InputError:
 # --- what the library is told -------------------------------------------------------------------------------
 
 
-def _app(helping: bool = False) -> App:
+def _app(verbs: Sequence[str] = api.VERBS, helping: bool = False) -> App:
     app = App(
         name="eyeline",
         usage=USAGE,
@@ -130,7 +133,7 @@ def _app(helping: bool = False) -> App:
         end_of_options_delimiter="",
         result_action="return_value",
     )
-    for number, name in enumerate(api.VERBS):
+    for number, name in enumerate(verbs):
         _add(app, name, number)
     app.command(_completion, name="--completion")
     return app

@@ -33,9 +33,13 @@ def as_kind(name: str, value: Any, kind: Any, *, said: bool = False) -> Any:
         InputError: it is of another kind.
     """
     try:
-        return _converted(value, kind, said)
+        made = _converted(value, kind, said)
     except InputError:
         pass
+    else:
+        if isinstance(made, str | Path):
+            _check_text(name, str(made))
+        return made
     kinds = _kinds(kind)
     choices = [choice for each in kinds if get_origin(each) is Literal for choice in get_args(each)]
     if choices and all(each is type(None) or get_origin(each) is Literal for each in kinds):
@@ -43,7 +47,7 @@ def as_kind(name: str, value: Any, kind: Any, *, said: bool = False) -> Any:
     wanted = expected(kind)
     if isinstance(value, float) and not math.isfinite(value):
         wanted = wanted.replace("a number", "a finite number")
-    raise InputError(f"{name} is {value!r}; expected {wanted}")
+    raise InputError(f"{name} is {_shown(value)}; expected {wanted}")
 
 
 def expected(kind: Any) -> str:
@@ -66,6 +70,27 @@ def expected(kind: Any) -> str:
 def takes_list(kind: Any) -> bool:
     """Whether several values may be given for an annotation."""
     return any(get_origin(each) in (list, tuple, Sequence) for each in _kinds(kind))
+
+
+def _check_text(name: str, text: str) -> None:
+    """Refuse what can be neither a name nor a path: empty, too long, with a NUL, in no home folder, ..."""
+    path, reason = os.path.expanduser(text.removeprefix("folder:")), ""
+    try:
+        text.encode()
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        reason = "there is no such home folder" if path.startswith("~") else ""
+    except OSError as error:
+        reason = error.strerror or str(error)
+    except ValueError:
+        reason = "it holds characters that are none"
+    if not text or reason:
+        raise InputError(f"{name} is {_shown(text)}; {reason or 'expected a name or a path'}")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def _kinds(kind: Any) -> tuple[Any, ...]:

@@ -76,6 +76,8 @@ def write_page(folder: str | Path, out: str | Path | None = None) -> Path:
     folder = Path(folder).expanduser()
     page = study_page(folder) if (folder / "study.json").exists() else run_page(folder)
     place = folder / "report.html" if out is None else Path(out).expanduser()
+    if place.is_dir():
+        raise InputError(f"cannot write the page {place}: it is a folder")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with replacing(place) as file:
