@@ -14,9 +14,8 @@ SOURCE = Path(eyeline.__file__).parent
 ROOMS = (
     *("errors", "ranks", "files", "randomness", "kinds", "names", "settings", "console", "device"),
     *("attention", "double_backward", "observe", "isolation", "losses", "functional", "objective"),
-    *("distiller", "doctor", "models", "data", "hashing", "fingerprint", "memory", "runs"),
-    *("training", "studies", "pages"),
-    *("api", "jobs", "cli"),
+    *("distiller", "doctor", "models", "data", "hashing", "fingerprint", "teacher", "memory", "runs"),
+    *("experiment", "training", "pages", "studies", "api", "jobs", "cli"),
 )
 UPWARD = {
     ("api", "jobs"): "a verb loads PyTorch only when it is called",

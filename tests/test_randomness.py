@@ -8,10 +8,12 @@ import torch
 from PIL import Image
 
 import eyeline
-from eyeline import jobs
 from eyeline.data.views import SeededTransform, train_transform
+from eyeline.experiment.preflight import checked
+from eyeline.experiment.resolve import from_seed
 from eyeline.randomness import draws_apart, seed_draws
 from eyeline.settings import Settings
+from eyeline.teacher import Teacher
 from tiny import SETTINGS, TinyNet, tiny_data, tiny_net
 
 
@@ -76,10 +78,10 @@ def test_a_run_on_the_cpu_seeds_nothing_for_later(tmp_path: Path, monkeypatch: p
 
 def test_gpus_that_a_run_does_not_use_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch's fork_rng takes all of them, and warns."""
-    settings, teacher = Settings.of(**SETTINGS), jobs._Teacher("a", tiny_net(2))
+    settings, teacher = Settings.of(**SETTINGS), Teacher("a", tiny_net(2))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        network = jobs._seeded(settings, TinyNet)
-        with jobs._check(network, teacher, "at+kd", "auto", tiny_data(), settings):
+        network = from_seed(settings, TinyNet)
+        with checked(network, teacher, "at+kd", "auto", tiny_data(), settings):
             pass

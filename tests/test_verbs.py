@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import eyeline
+import eyeline.training.run
 from eyeline import jobs
 from eyeline.cli import main
 from eyeline.data.batches import evaluation_batches
@@ -336,7 +337,7 @@ def test_the_trial_step_leaves_everything_as_it_was(tmp_path: Path, method: str,
         seen.append({n: t.clone() for n, t in distiller.student.state_dict().items()})
         raise CutOff
 
-    monkeypatch.setattr("eyeline.jobs.fit", started)
+    monkeypatch.setattr("eyeline.training.run.fit", started)
     with pytest.raises(CutOff):
         eyeline.distill(student, teacher, tiny_data(), str(tmp_path / "run"), method=method, **SHORT)
     assert torch.equal(torch.get_rng_state(), random_state)
@@ -498,14 +499,14 @@ def test_a_figure_that_is_not_finite_is_missing(tmp_path: Path, monkeypatch: Any
 
 def test_a_study_starts_every_method_from_the_same_weights(tmp_path: Path, monkeypatch: Any) -> None:
     started: dict[tuple[str, int], torch.Tensor] = {}
-    fit = eyeline.jobs.fit  # type: ignore[attr-defined]
+    fit = eyeline.training.run.fit  # type: ignore[attr-defined]
 
     def recorded(distiller: Distiller, data: Any, settings: Settings, folder: Any, **options: Any) -> Any:
         start = torch.cat([p.detach().flatten().clone() for p in distiller.student.parameters()])
         started[(options["label"].partition(",")[0], settings.seed)] = start
         return fit(distiller, data, settings, folder, **options)
 
-    monkeypatch.setattr("eyeline.jobs.fit", recorded)
+    monkeypatch.setattr("eyeline.training.run.fit", recorded)
     study(tmp_path / "s", epochs=1, seeds=[3, 8], methods={"soft": "kd", "look": {"at": {"weight": 10}}})
     assert set(started) == {(m, s) for m in ("ce", "soft", "look") for s in (3, 8)}
     for seed in (3, 8):
@@ -518,7 +519,7 @@ def test_a_study_goes_on_without_repeating(tmp_path: Path, studied: Path, monkey
     class CutOff(BaseException):
         pass
 
-    fit, done = eyeline.jobs.fit, 0  # type: ignore[attr-defined]
+    fit, done = eyeline.training.run.fit, 0  # type: ignore[attr-defined]
 
     def counted(*args: Any, **options: Any) -> Any:
         nonlocal done
@@ -528,7 +529,7 @@ def test_a_study_goes_on_without_repeating(tmp_path: Path, studied: Path, monkey
         return fit(*args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr("eyeline.jobs.fit", counted)
+        patch.setattr("eyeline.training.run.fit", counted)
         with pytest.raises(CutOff):
             study(tmp_path / "s")
     finished = {p: p.stat().st_mtime_ns for p in (tmp_path / "s").glob("*/*/result.json")}
@@ -711,7 +712,8 @@ def test_the_demo_has_a_memory_in_its_study(tmp_path: Path, monkeypatch: Any, fu
     given: dict[str, Any] = {}
     monkeypatch.setattr("eyeline.jobs.train", lambda *arguments, **options: None)
     monkeypatch.setattr(
-        "eyeline.jobs.study", lambda recipe, settings, **options: given.update(options, settings=settings)
+        "eyeline.studies.study.study",
+        lambda recipe, settings, **options: given.update(options, settings=settings),
     )
     eyeline.demo(str(tmp_path / "d"), full=full)
     assert Path(given["settings"].memory) == Path(given["out"]) / "memory"

@@ -5,7 +5,6 @@ No heavy import at the top: ``eyeline --help`` reads this file.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 import inspect
@@ -17,6 +16,7 @@ from eyeline.errors import InputError
 from eyeline.isolation import as_found
 from eyeline.kinds import as_kind
 from eyeline.names import check_images, check_names, meant
+from eyeline.runs.run import Run
 from eyeline.settings import Settings, kinds_of_settings
 
 if TYPE_CHECKING:
@@ -68,20 +68,6 @@ def _verb(verb: Verb) -> Verb:
         "    settings: see below", "\n".join(line[4:] for line in documented)
     )
     return call  # type: ignore[return-value]
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """A finished run: its folder, and the figures of its ``result.json``."""
-
-    folder: Path
-    result: dict[str, Any]
-    network: nn.Module | None = dataclasses.field(default=None, repr=False)
-    """Of a run that was made with a Python object."""
-
-    def load(self) -> nn.Module:
-        """The trained network, see :func:`load`."""
-        return load(self.folder, None if self.network is None else copy.deepcopy(self.network))
 
 
 @_verb
@@ -392,6 +378,6 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     """
     place = Path(as_kind("folder", folder, str | Path)).expanduser()
     with as_found():
-        from eyeline import jobs
+        from eyeline.runs import card
 
-        return jobs.load(place, model)
+        return card.load(place, model)

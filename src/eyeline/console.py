@@ -11,9 +11,17 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Column
 from rich.text import Text
 
+from eyeline.ranks import is_main_process
 from eyeline.settings import Settings
 
 console = Console(stderr=True)
+
+
+def say(line: str) -> None:
+    """A line for the user; of several processes the main one says it."""
+    if is_main_process():
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+
 
 Figures = tuple[str, str, str]
 """The epoch, the losses and accuracies, the rate."""

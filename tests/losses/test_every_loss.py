@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import eyeline
+import eyeline.training.run
 from eyeline.data.batches import Batch
 from eyeline.data.splits import MemorySplit
 from eyeline.distiller import Distiller
@@ -234,7 +235,7 @@ def test_learnable_parts_start_from_the_seed_alone(name: str, tmp_path: Path, mo
         seen.append({n: p.detach().clone() for n, p in learnable(distiller).items()})
         raise CutOff
 
-    monkeypatch.setattr("eyeline.jobs.fit", started)
+    monkeypatch.setattr("eyeline.training.run.fit", started)
     student, teacher = students()
     for run, seed in enumerate((3, 3, 4)):
         torch.manual_seed(run)
@@ -260,7 +261,7 @@ def test_learnable_parts_start_from_the_seed_alone(name: str, tmp_path: Path, mo
 def test_a_run_goes_on_where_it_was(name: str, tmp_path: Path, monkeypatch: Any) -> None:
     """Cut off within the third epoch: the same student, losses and figures, bit for bit, as a whole run."""
     ends: list[dict[str, Tensor]] = []
-    fit, save, done = eyeline.jobs.fit, eyeline.runs.folder.RunFolder.save_checkpoint, 0  # type: ignore[attr-defined]
+    fit, save, done = eyeline.training.run.fit, eyeline.runs.folder.RunFolder.save_checkpoint, 0  # type: ignore[attr-defined]
 
     def fitted(distiller: Distiller, *given: Any, **options: Any) -> Any:
         device = fit(distiller, *given, **options)
@@ -279,7 +280,7 @@ def test_a_run_goes_on_where_it_was(name: str, tmp_path: Path, monkeypatch: Any)
         options = {**SHORT, "epochs": 4, "batch_size": 6, **changes}
         return eyeline.distill(student, teacher, tiny_data(20), str(out), method=METHODS[name], **options)
 
-    monkeypatch.setattr("eyeline.jobs.fit", fitted)
+    monkeypatch.setattr("eyeline.training.run.fit", fitted)
     whole = distill(tmp_path / "whole")
     assert all(math.isfinite(whole.result[figure]) for figure in ("train_loss", "validation_loss"))
     with monkeypatch.context() as patch:

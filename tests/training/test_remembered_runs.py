@@ -473,7 +473,7 @@ def test_a_memory_that_is_the_run_s_folder(tmp_path: Path) -> None:
 
 def test_resume_with_another_memory(tmp_path: Path, filled: Path, monkeypatch: Any) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("eyeline.jobs._finish", None)
+        patch.setattr("eyeline.training.result.finish", None)
         with pytest.raises(TypeError):
             distill(tmp_path / "run", memory=str(filled / "m"), epochs=1)
     for memory, views in ((None, 1), (None, None)):
@@ -622,7 +622,7 @@ def test_a_study_asks_the_teacher_once_a_view(tmp_path: Path) -> None:
 
     # each run is the one that a command of its own makes with this memory
     alone = eyeline.distill(
-        eyeline.jobs._seeded(Settings(seed=1), TinyNet),  # type: ignore[attr-defined]
+        eyeline.experiment.resolve.from_seed(Settings(seed=1), TinyNet),  # type: ignore[attr-defined]
         teacher,
         tiny_data(),
         str(tmp_path / "alone"),

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 import eyeline
+import eyeline.training.run
 import tiny
 from eyeline.cli import main
 from eyeline.errors import InputError, TrainingStopped
@@ -206,7 +207,7 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path: Path, recipe: list[str],
 
 def test_resume_of_a_finished_run_answers_at_once(tmp_path: Path, whole: Path, monkeypatch: Any) -> None:
     before = {p: p.stat().st_mtime_ns for p in whole.rglob("*")}
-    monkeypatch.setattr("eyeline.jobs.fit", None)  # cannot be called
+    monkeypatch.setattr("eyeline.training.run.fit", None)  # cannot be called
     run = distill(whole, resume=True)
     assert run.result["method"] == "at+kd"
     assert {p: p.stat().st_mtime_ns for p in whole.rglob("*")} == before
@@ -297,14 +298,14 @@ def test_a_run_that_another_process_finishes_meanwhile_is_answered(
         return locked(folder, seconds)
 
     monkeypatch.setattr("eyeline.runs.folder.locked", finish)
-    monkeypatch.setattr("eyeline.jobs.fit", None)  # cannot be called
+    monkeypatch.setattr("eyeline.training.run.fit", None)  # cannot be called
     distill(tmp_path / "run", resume=True)
     same(whole, tmp_path / "run")
 
 
 def test_a_checkpoint_of_another_network(tmp_path: Path, monkeypatch: Any) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("eyeline.jobs._finish", None)
+        patch.setattr("eyeline.training.result.finish", None)
         with pytest.raises(TypeError):
             distill(tmp_path / "run", epochs=1)
     state = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from rich.console import Console
 from torch._dynamo.utils import counters
 
-from eyeline import jobs
 from eyeline.console import show_progress
 from eyeline.data.batches import Batch
 from eyeline.data.preprocess import Normalization
@@ -22,6 +21,7 @@ from eyeline.data.views import CropFlip
 from eyeline.device import Device, has_native_bf16
 from eyeline.distiller import Distiller
 from eyeline.errors import InputError, TrainingStopped
+from eyeline.experiment.resolve import from_seed
 from eyeline.files import LOCK
 from eyeline.objective.terms import Objective
 from eyeline.runs.folder import RunFolder, read_recipe
@@ -467,7 +467,7 @@ def test_augmentation_for_files_only() -> None:
 
 def test_initial_weights_depend_on_the_seed_alone() -> None:
     def weights(seed: int) -> torch.Tensor:
-        return jobs._seeded(Settings(seed=seed), lambda: torch.nn.Linear(5, 5)).weight
+        return from_seed(Settings(seed=seed), lambda: torch.nn.Linear(5, 5)).weight
 
     torch.manual_seed(1)
     first = weights(3)

@@ -1,0 +1,105 @@
+"""Every mistake that can be seen before work is said before work."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from eyeline.data.splits import ImageData
+from eyeline.distiller import Distiller
+from eyeline.doctor import check_effects, examine
+from eyeline.errors import InputError
+from eyeline.experiment.resolve import from_seed, image_shape
+from eyeline.memory.folder import check_folder
+from eyeline.objective.method import method_name
+from eyeline.observe import Probe
+from eyeline.settings import Settings
+from eyeline.teacher import Teacher
+
+
+def checked(
+    student: nn.Module,
+    teacher: Teacher,
+    method: Any,
+    layers: str | Sequence[str],
+    data: ImageData,
+    settings: Settings,
+) -> Distiller:
+    """Show every mistake before a folder is made; the distiller is to be closed."""
+    shape = image_shape(data, settings)
+    try:
+        Probe(teacher.network, shape)
+    except InputError as error:
+        size = "x".join(map(str, shape))
+        first = next((m for m in teacher.network.modules() if isinstance(m, nn.Conv2d)), None)
+        why = str(error.__cause__ or error).partition("\n")[0]
+        if first is not None and first.in_channels != data.channels:
+            why = f"it takes {first.in_channels} channel{'s' * (first.in_channels > 1)}"
+        raise InputError(
+            f"teacher {teacher.name} cannot take the images of {data.name}, which are {size} ({why}); "
+            f"train one on this data: eyeline train --model NAME --data {data.name}"
+        ) from error
+
+    def make(network: nn.Module) -> Distiller:
+        # seeded, as in the run itself
+        return from_seed(settings, lambda: Distiller(network, teacher.network, method, layers, shape))
+
+    distiller = make(student)
+    try:
+        _try_step(distiller, shape, len(data.classes))
+        if distiller.objective.needs("logits", of_teacher=True):
+            answered = Probe(teacher.network, image_shape(data, settings)).answer
+            if answered != (len(data.classes),):
+                raise InputError(
+                    f"teacher {teacher.name} answers {list(answered)} for an image; {data.name} has "
+                    f"{len(data.classes)} classes; train one on this data: "
+                    f"eyeline train --model NAME --data {data.name}"
+                )
+    except BaseException:
+        distiller.close()
+        raise
+    return distiller
+
+
+def check_memory(settings: Settings, out: Path | None = None, overwrite: bool = False) -> None:
+    """Refuse a folder that can be no memory, for whatever teacher and data."""
+    if settings.memory is None:
+        return
+    folder = Path(settings.memory).expanduser().resolve()
+    place = out.expanduser().resolve() if out is not None else None
+    if place is not None and (folder == place or folder in place.parents):
+        raise InputError(
+            f"memory {settings.memory} is the folder of the run, or around it; choose one of its own"
+        )
+    if not (overwrite and place == folder.parent):
+        check_folder(Path(settings.memory).expanduser())
+
+
+def _try_step(distiller: Distiller, shape: tuple[int, int, int], classes: int) -> None:
+    """A step on noise: a loss that fails, is not finite, or changes nothing shows before any work."""
+    device = next(distiller.student.parameters()).device
+    if distiller.teacher is not None:
+        before = next((p.device for p in distiller.teacher.parameters()), device)
+        distiller.teacher.to(device)
+    distiller.objective.to(device)
+    images = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(4) % classes
+    try:
+        effects = examine(distiller, images.to(device), labels.to(device))
+    finally:
+        if distiller.teacher is not None:
+            distiller.teacher.to(before)
+    bad = [effect.name for effect in effects if not math.isfinite(effect.value)]
+    if not bad and not all(effect.finite for effect in effects):
+        bad = ["the gradient"]
+    if bad:
+        raise InputError(
+            f"{', '.join(bad)} of method {method_name(distiller.objective.method)} is not finite on images "
+            "of noise; the student, the teacher or a parameter of the method has values that are too large"
+        )
+    check_effects(effects)
