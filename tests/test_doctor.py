@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import eyeline
-from eyeline import Distiller, InputError, jobs
+from eyeline import Distiller, InputError
 from eyeline.cli import main
 from eyeline.device import Device
 from eyeline.doctor import check_effects, examine, idle_parameters, warnings
@@ -257,7 +257,7 @@ def test_a_run_tells_of_its_first_step_and_is_what_it_was(
     assert "What each loss does" in page
     assert f"{100 * effects['terms'][2]['share']:.1f}" in page
     assert line in page
-    monkeypatch.setattr(jobs, "_examine", lambda *_: {"warnings": []})
+    monkeypatch.setattr("eyeline.training.run.examined", lambda *_: {"warnings": []})
     distill(tmp_path / "without", method)
     weights = [load_file(tmp_path / name / "student.safetensors") for name in ("run", "without")]
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
@@ -277,7 +277,7 @@ def test_it_is_not_told_again_of_a_run_that_goes_on(tmp_path: Path, monkeypatch:
         with pytest.raises(KeyboardInterrupt):
             distill(tmp_path / "run")
     before = effects_of(tmp_path / "run")
-    monkeypatch.setattr(jobs, "_examine", None)
+    monkeypatch.setattr("eyeline.training.run.examined", None)
     distill(tmp_path / "run", resume=True)
     assert effects_of(tmp_path / "run") == before
 

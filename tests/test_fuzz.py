@@ -189,7 +189,7 @@ def test_success_or_one_line(
     def unreachable(*_: Any, **__: Any) -> Any:
         raise URLError("no network")
 
-    for what in ("runs.folder.RunFolder.claimed", "jobs.fill", "jobs.claimed"):
+    for what in ("runs.folder.RunFolder.claimed", "jobs.fill", "studies.study.fill", "jobs.claimed"):
         monkeypatch.setattr(f"eyeline.{what}", begin)
     monkeypatch.setattr(pictures, "look_figure", begin)
     monkeypatch.setattr("torchvision.datasets.utils.download_url", unreachable)

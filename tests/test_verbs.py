@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 import eyeline
-import eyeline.training.run
-from eyeline import jobs
+import eyeline.studies.study as whole_study
+import eyeline.training.run as one_run
 from eyeline.cli import main
 from eyeline.data.batches import evaluation_batches
 from eyeline.data.preprocess import Normalization
@@ -483,7 +484,7 @@ def test_a_figure_that_is_not_finite_is_missing(tmp_path: Path, monkeypatch: Any
     def overflows(*given: Any) -> Evaluation:
         return Evaluation(0.5, float("inf"), torch.zeros(20, dtype=torch.int64))
 
-    monkeypatch.setattr(jobs, "evaluate", overflows)
+    monkeypatch.setattr("eyeline.training.result.evaluate", overflows)
     run = study(tmp_path / "s", methods=["kd"], seeds=1, epochs=1)
 
     def refuse(constant: str) -> None:
@@ -499,7 +500,7 @@ def test_a_figure_that_is_not_finite_is_missing(tmp_path: Path, monkeypatch: Any
 
 def test_a_study_starts_every_method_from_the_same_weights(tmp_path: Path, monkeypatch: Any) -> None:
     started: dict[tuple[str, int], torch.Tensor] = {}
-    fit = eyeline.training.run.fit  # type: ignore[attr-defined]
+    fit = one_run.fit
 
     def recorded(distiller: Distiller, data: Any, settings: Settings, folder: Any, **options: Any) -> Any:
         start = torch.cat([p.detach().flatten().clone() for p in distiller.student.parameters()])
@@ -519,7 +520,7 @@ def test_a_study_goes_on_without_repeating(tmp_path: Path, studied: Path, monkey
     class CutOff(BaseException):
         pass
 
-    fit, done = eyeline.training.run.fit, 0  # type: ignore[attr-defined]
+    fit, done = one_run.fit, 0
 
     def counted(*args: Any, **options: Any) -> Any:
         nonlocal done
@@ -546,8 +547,8 @@ def test_a_study_holds_its_folder_while_it_fills_its_memory_and_trains(
 ) -> None:
     held: list[str] = []
 
-    def see(name: str) -> None:
-        work = getattr(jobs, name)
+    def see(room: ModuleType, name: str) -> None:
+        work = getattr(room, name)
 
         def seen(*given: Any, **options: Any) -> Any:
             with pytest.raises(TimeoutError), locked(tmp_path / "s", 0):
@@ -555,10 +556,10 @@ def test_a_study_holds_its_folder_while_it_fills_its_memory_and_trains(
             held.append(name)
             return work(*given, **options)
 
-        monkeypatch.setattr(jobs, name, seen)
+        monkeypatch.setattr(room, name, seen)
 
-    for name in ("fill", "fit", "write_page"):
-        see(name)
+    for room, name in ((whole_study, "fill"), (one_run, "fit"), (whole_study, "write_page")):
+        see(room, name)
     study(tmp_path / "s", memory=str(tmp_path / "s" / "memory"), methods=["kd"], seeds=1)
     assert held == ["fill", "fit", "fit", "write_page"]
     assert not list((tmp_path / "s").rglob(LOCK))
@@ -956,8 +957,9 @@ def test_a_taken_folder_is_refused_before_any_work(
 ) -> None:
     out = str(tmp_path / "run")
     eyeline.train(tiny_net(1), tiny_data(), out, **SHORT)
-    for asked_later in ("_network", "_teacher", "_memory"):
-        monkeypatch.setattr(jobs, asked_later, None)
+    for room in ("jobs", "studies.study"):
+        for asked_later in ("named_network", "named_teacher", "planned_memory"):
+            monkeypatch.setattr(f"eyeline.{room}.{asked_later}", None)
     start = {
         "train": lambda **how: eyeline.train(tiny_net(1), tiny_data(), out, **SHORT, **how),
         "distill": lambda **how: eyeline.distill(
