@@ -26,7 +26,8 @@ from eyeline.distiller import Distiller
 from eyeline.runs.folder import RunFolder
 from eyeline.settings import Settings
 from eyeline.training.optimizer import make_optimizer
-from eyeline.training.trainer import fit, training_stream
+from eyeline.training.streams import training_stream
+from eyeline.training.trainer import fit
 from measure import Result, Variant, interleave
 
 BATCH, SHAPE, CLASSES = 128, (1, 8, 8), 10
@@ -170,7 +171,7 @@ def counted() -> Iterator[Counter[str]]:
 
     with (
         patch.object(nn.Module, "__call__", passing),
-        patch.object(ImageData, "fingerprint", counting("fingerprints", ImageData.fingerprint)),
+        patch.object(ImageData, "_hash", counting("fingerprints", ImageData._hash)),
         patch.object(Distiller, "__init__", counting("distillers", Distiller.__init__)),
     ):
         yield counts

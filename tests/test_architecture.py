@@ -14,12 +14,11 @@ SOURCE = Path(eyeline.__file__).parent
 ROOMS = (
     *("errors", "ranks", "files", "randomness", "kinds", "names", "settings", "console", "device"),
     *("attention", "double_backward", "observe", "isolation", "losses", "functional", "objective"),
-    *("distiller", "doctor", "models", "data", "hashing", "fingerprint", "teacher", "memory", "runs"),
-    *("experiment", "training", "pages", "studies", "api", "jobs", "cli"),
+    *("distiller", "doctor", "models", "data", "hashing", "fingerprint", "memory", "runs"),
+    *("experiment", "training", "pages", "studies", "verbs", "cli"),
 )
 UPWARD = {
-    ("api", "jobs"): "a verb loads PyTorch only when it is called",
-    ("studies", "jobs"): "a worker does the runs of another process's study",
+    ("studies", "verbs"): "a worker does the runs of another process's study",
 }
 """What is imported against the order, inside of functions or in a process of its own."""
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from eyeline import __version__, api, cli
+from eyeline import __version__, cli
 from eyeline.cli import main
 from eyeline.errors import InputError, TrainingStopped
+from eyeline.verbs import VERBS, verb
 
 SOURCES = str(Path(cli.__file__).parents[1])
 
@@ -21,16 +22,17 @@ SOURCES = str(Path(cli.__file__).parents[1])
 def called(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What a verb was called with; the verb does nothing."""
     arguments: dict[str, Any] = {}
-    for name in api.VERBS:
-        signature = inspect.signature(getattr(api, name), eval_str=True)
+    for name in VERBS:
+        own = verb(name)
+        signature = inspect.signature(own, eval_str=True)
 
-        def verb(**given: Any) -> Path:
+        def fake(**given: Any) -> Path:
             arguments.update(given)
             return Path("out")
 
-        verb.__name__, verb.__doc__ = name, getattr(api, name).__doc__
-        verb.__signature__ = signature  # type: ignore[attr-defined]
-        monkeypatch.setattr(api, name, verb)
+        fake.__name__, fake.__doc__ = name, own.__doc__
+        fake.__signature__ = signature  # type: ignore[attr-defined]
+        monkeypatch.setattr(f"eyeline.verbs.{name}.{name}", fake)
     return arguments
 
 
@@ -64,12 +66,12 @@ def test_no_pytorch_for_help(words: list[str]) -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("name", api.VERBS)
+@pytest.mark.parametrize("name", VERBS)
 def test_help_of_a_verb(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([name, "--help"]) == 0
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 80
-    for parameter in inspect.signature(getattr(api, name)).parameters.values():
+    for parameter in inspect.signature(verb(name)).parameters.values():
         line = text.partition(f"\n  --{parameter.name} ")[2]
         described = " ".join(line.partition("\n  --")[0].split())
         assert len(described) > 10, f"{parameter.name} is not described"
@@ -90,7 +92,7 @@ def test_help_of_all(capsys: pytest.CaptureFixture[str]) -> None:
         texts.append(capsys.readouterr().out)
     assert len(set(texts)) == 1
     assert max(map(len, texts[0].splitlines())) <= 80
-    assert all(f"\n  {verb} " in texts[0] for verb in api.VERBS)
+    assert all(f"\n  {verb} " in texts[0] for verb in VERBS)
     assert main(["help", "train"]) == 0
     assert "Usage: eyeline train MODEL DATA" in capsys.readouterr().out
     assert main(["--version"]) == 0
@@ -132,7 +134,7 @@ def test_every_way_to_say_it(called: dict[str, Any], capsys: pytest.CaptureFixtu
     )
     assert main(["train", "m", "d", "o", "--batch_size=7", "--epochs=3"]) == 0
     assert called == long
-    defaults = {n: p.default for n, p in inspect.signature(api.train).parameters.items()}
+    defaults = {n: p.default for n, p in inspect.signature(verb("train")).parameters.items()}
     assert {k: v for k, v in long.items() if k not in ("model", "data", "out", "epochs", "batch_size")} == {
         k: v for k, v in defaults.items() if k not in ("model", "data", "out", "epochs", "batch_size")
     }
@@ -286,7 +288,7 @@ def test_exit_status(
         """Fail."""
         raise error
 
-    monkeypatch.setattr(api, "report", report)
+    monkeypatch.setattr("eyeline.verbs.report.report", report)
     assert main(["report", "x"]) == status
     assert capsys.readouterr().err == message
 
@@ -296,7 +298,7 @@ def test_a_mistake_of_ours_is_not_hidden(monkeypatch: Any) -> None:
         """Fail."""
         raise ZeroDivisionError
 
-    monkeypatch.setattr(api, "report", report)
+    monkeypatch.setattr("eyeline.verbs.report.report", report)
     with pytest.raises(ZeroDivisionError):
         main(["report", "x"])
 
@@ -305,7 +307,7 @@ def test_a_mistake_of_ours_is_not_hidden(monkeypatch: Any) -> None:
 def test_completion_knows_the_verbs_and_their_options(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--completion", shell]) == 0
     script = capsys.readouterr().out
-    for word in (*api.VERBS, "learning_rate", "adamw", "validate_every", "config"):
+    for word in (*VERBS, "learning_rate", "adamw", "validate_every", "config"):
         assert word in script
     if shutil.which(shell):
         assert subprocess.run([shell, "-n"], input=script, text=True, check=False).returncode == 0

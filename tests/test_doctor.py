@@ -20,7 +20,8 @@ from eyeline.cli import main
 from eyeline.device import Device
 from eyeline.doctor import check_effects, examine, idle_parameters, warnings
 from eyeline.runs.folder import RunFolder
-from eyeline.training.trainer import training_stream
+from eyeline.runs.run import Run
+from eyeline.training.streams import training_stream
 from networks import Plain
 from tiny import SETTINGS, resolved, tiny_data, tiny_net
 
@@ -227,7 +228,7 @@ def test_values_that_are_not_finite() -> None:
 # --- in the run folder, on the page, and on the command line ------------------------------------------------
 
 
-def distill(out: Path, method: Any = "at+kd", student: Any = None, **options: Any) -> eyeline.api.Run:
+def distill(out: Path, method: Any = "at+kd", student: Any = None, **options: Any) -> Run:
     given = (student or tiny_net(1), tiny_net(2), tiny_data(), str(out))
     layers = ["low", "high"]
     return eyeline.distill(*given, method=method, **{**SETTINGS, "epochs": 2, "layers": layers, **options})

@@ -18,11 +18,12 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import eyeline
-from eyeline import api, create_model
+from eyeline import create_model
 from eyeline.cli import main
 from eyeline.errors import TrainingStopped
 from eyeline.names import losses_in_source
 from eyeline.pages import pictures
+from eyeline.verbs import verb as function_of
 
 HERE = "here work begins"
 COUNT, PART = 2000, 80
@@ -107,7 +108,7 @@ def words_of(draw: random.Random, verb: str) -> list[str]:
     """A command line, most of it right."""
     first: list[str] = []
     named: list[str] = []
-    parameters = inspect.signature(getattr(api, verb), eval_str=True).parameters
+    parameters = inspect.signature(function_of(verb), eval_str=True).parameters
     for parameter in parameters.values():
         option = "--" + (parameter.name if draw.random() < 0.97 else mistyped(draw, parameter.name))
         value = value_of(draw, parameter)
@@ -156,7 +157,7 @@ def recipe_of(draw: random.Random, verb: str) -> bytes:
         [[]],
         {"1": {"2": 3}},
     ]
-    parameters = list(inspect.signature(getattr(api, verb), eval_str=True).parameters.values())
+    parameters = list(inspect.signature(function_of(verb), eval_str=True).parameters.values())
     lines = []
     for parameter in parameters[:3] + draw.sample(parameters, min(len(parameters), draw.randrange(4))):
         value = json.dumps(draw.choice(values)) if draw.random() < 0.2 else value_of(draw, parameter)
@@ -189,7 +190,7 @@ def test_success_or_one_line(
     def unreachable(*_: Any, **__: Any) -> Any:
         raise URLError("no network")
 
-    for what in ("runs.folder.RunFolder.claimed", "jobs.fill", "studies.study.fill", "jobs.claimed"):
+    for what in ("runs.folder.RunFolder.claimed", "training.filling.fill"):
         monkeypatch.setattr(f"eyeline.{what}", begin)
     monkeypatch.setattr(pictures, "look_figure", begin)
     monkeypatch.setattr("torchvision.datasets.utils.download_url", unreachable)

@@ -26,7 +26,9 @@ import eyeline
 from eyeline.data.batches import evaluation_batches
 from eyeline.data.preprocess import Normalization
 from eyeline.data.splits import FileSplit
+from eyeline.distiller import Distiller
 from eyeline.isolation import as_found
+from eyeline.observe import as_it_was
 from eyeline.training.allocator import keep_freed_memory, release_freed_memory
 from eyeline.training.evaluation import attention_loss, evaluate
 from tiny import SETTINGS, TinyNet, tiny_data, tiny_net
@@ -91,6 +93,8 @@ def unchanged(*networks: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
+        for thread in set(threading.enumerate()) - before["threads"][2]:
+            thread.join(10)  # that of a loader's queue ends a moment after the loader
         after = world()
         assert after.keys() == before.keys()
         after["loggers"] = {
@@ -227,7 +231,8 @@ def test_evaluation_leaves_all_as_it_was(tmp_path: Path) -> None:
     with unchanged(student, teacher):
         evaluate(student, evaluation_batches(data.validation, Normalization((0.2,), (0.2,))), lambda: plain)
         batches = evaluation_batches(data.validation, Normalization((0.2,), (0.2,)))
-        attention_loss(student, teacher, batches, lambda: plain)
+        with as_it_was(teacher), Distiller(student, teacher, "at") as distiller:
+            attention_loss(distiller, batches, lambda: plain)
         assert list(evaluation_batches(files, Normalization((0.0,) * 3, (1.0,) * 3), size=8, workers=1))
 
 

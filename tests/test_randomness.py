@@ -9,11 +9,10 @@ from PIL import Image
 
 import eyeline
 from eyeline.data.views import SeededTransform, train_transform
+from eyeline.experiment.experiment import Experiment, Student, Teacher, from_seed
 from eyeline.experiment.preflight import checked
-from eyeline.experiment.resolve import from_seed
 from eyeline.randomness import draws_apart, seed_draws
 from eyeline.settings import Settings
-from eyeline.teacher import Teacher
 from tiny import SETTINGS, TinyNet, tiny_data, tiny_net
 
 
@@ -78,10 +77,11 @@ def test_a_run_on_the_cpu_seeds_nothing_for_later(tmp_path: Path, monkeypatch: p
 
 def test_gpus_that_a_run_does_not_use_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch's fork_rng takes all of them, and warns."""
-    settings, teacher = Settings.of(**SETTINGS), Teacher("a", tiny_net(2))
+    settings, shape = Settings.of(**SETTINGS), (1, 12, 12)
+    teacher = Teacher("a", tiny_net(2), shape)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        network = from_seed(settings, TinyNet)
-        with checked(network, teacher, "at+kd", "auto", tiny_data(), settings):
+        student = Student(TinyNet, from_seed(settings, TinyNet), shape)
+        with checked(Experiment(student, tiny_data(), settings, teacher, "at+kd")):
             pass

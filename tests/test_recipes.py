@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
-from eyeline import api
 from eyeline.losses import LOSSES
 from eyeline.objective.method import resolve_method
 from eyeline.settings import Settings
+from eyeline.verbs import verb as function_of
 
 ROOT = Path(__file__).parent.parent / "recipes"
 RECIPES = sorted(ROOT.rglob("*.yaml"))
@@ -29,11 +29,11 @@ def test_a_recipe_is_what_its_command_takes(path: Path) -> None:
     command = re.search(rf"eyeline (\w+) --config {re.escape(str(path.relative_to(ROOT.parent)))}", text)
     assert command, "the recipe says how it is run"
     verb, recipe = command[1], yaml.safe_load(text)
-    taken = inspect.signature(getattr(api, verb)).parameters
+    taken = inspect.signature(function_of(verb)).parameters
     assert set(recipe) <= set(taken)
     required = {n for n, p in taken.items() if p.default is p.empty}
     assert required - {"settings"} <= set(recipe)
-    own = set(inspect.signature(inspect.unwrap(getattr(api, verb))).parameters)
+    own = set(inspect.signature(inspect.unwrap(function_of(verb))).parameters)
     options = {name: value for name, value in recipe.items() if name not in own}
     Settings.of(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
     methods = recipe.get("methods", [recipe["method"]] if "method" in recipe else [])

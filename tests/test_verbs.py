@@ -10,8 +10,8 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,6 @@ from safetensors.torch import load_file
 from torch import nn
 
 import eyeline
-import eyeline.studies.study as whole_study
 import eyeline.training.run as one_run
 from eyeline.cli import main
 from eyeline.data.batches import evaluation_batches
@@ -36,6 +35,7 @@ from eyeline.errors import InputError, TrainingStopped
 from eyeline.files import LOCK, locked
 from eyeline.runs.answers import read_answers
 from eyeline.runs.folder import is_ours
+from eyeline.runs.run import Run
 from eyeline.settings import Settings
 from eyeline.studies.statistics import holm, paired_difference
 from eyeline.training.evaluation import Evaluation
@@ -218,7 +218,7 @@ def test_a_run_that_is_needed_is_not_overwritten(teacher: Path, small: ImageData
         ({"teacher": TinyNet()}, "3 classes|answers"),
         ({"epochs": 0}, "epochs is 0; expected a whole number of at least 1"),
         ({"views": 0}, "views is 0; expected a whole number of at least 1"),
-        ({"memory": ""}, "memory is ''; expected a folder"),
+        ({"memory": ""}, "memory is ''; expected a name or a path"),
         ({"memory_budget": 0.0}, r"memory_budget is 0\.0; expected a number of GB above 0"),
         ({"memory_precision": "float8"}, "unknown memory_precision 'float8'; did you mean 'float"),
         ({"epoch": 1}, "unknown setting 'epoch'; did you mean 'epochs'"),
@@ -351,7 +351,7 @@ def test_the_trial_step_leaves_everything_as_it_was(tmp_path: Path, method: str,
 # --- study --------------------------------------------------------------------------------------------------
 
 
-def study(out: Path, **changes: Any) -> eyeline.api.Run:
+def study(out: Path, **changes: Any) -> Run:
     given = {
         "student": TinyNet,
         "teacher": tiny_net(2),
@@ -547,8 +547,9 @@ def test_a_study_holds_its_folder_while_it_fills_its_memory_and_trains(
 ) -> None:
     held: list[str] = []
 
-    def see(room: ModuleType, name: str) -> None:
-        work = getattr(room, name)
+    def see(place: str) -> None:
+        room, _, name = place.rpartition(".")
+        work = getattr(import_module(room), name)
 
         def seen(*given: Any, **options: Any) -> Any:
             with pytest.raises(TimeoutError), locked(tmp_path / "s", 0):
@@ -556,10 +557,10 @@ def test_a_study_holds_its_folder_while_it_fills_its_memory_and_trains(
             held.append(name)
             return work(*given, **options)
 
-        monkeypatch.setattr(room, name, seen)
+        monkeypatch.setattr(place, seen)
 
-    for room, name in ((whole_study, "fill"), (one_run, "fit"), (whole_study, "write_page")):
-        see(room, name)
+    for place in ("eyeline.training.filling.fill", "eyeline.training.run.fit", "eyeline.pages.write_page"):
+        see(place)
     study(tmp_path / "s", memory=str(tmp_path / "s" / "memory"), methods=["kd"], seeds=1)
     assert held == ["fill", "fit", "fit", "write_page"]
     assert not list((tmp_path / "s").rglob(LOCK))
@@ -711,13 +712,10 @@ def test_the_page_of_a_study(studied: Path) -> None:
 @pytest.mark.parametrize("full", [False, True])
 def test_the_demo_has_a_memory_in_its_study(tmp_path: Path, monkeypatch: Any, full: bool) -> None:
     given: dict[str, Any] = {}
-    monkeypatch.setattr("eyeline.jobs.train", lambda *arguments, **options: None)
-    monkeypatch.setattr(
-        "eyeline.studies.study.study",
-        lambda recipe, settings, **options: given.update(options, settings=settings),
-    )
+    monkeypatch.setattr("eyeline.verbs.demo.train", lambda *arguments, **options: None)
+    monkeypatch.setattr("eyeline.verbs.demo.study", lambda **options: given.update(options))
     eyeline.demo(str(tmp_path / "d"), full=full)
-    assert Path(given["settings"].memory) == Path(given["out"]) / "memory"
+    assert Path(given["memory"]) == Path(given["out"]) / "memory"
 
 
 # --- look ---------------------------------------------------------------------------------------------------
@@ -957,9 +955,9 @@ def test_a_taken_folder_is_refused_before_any_work(
 ) -> None:
     out = str(tmp_path / "run")
     eyeline.train(tiny_net(1), tiny_data(), out, **SHORT)
-    for room in ("jobs", "studies.study"):
-        for asked_later in ("named_network", "named_teacher", "planned_memory"):
-            monkeypatch.setattr(f"eyeline.{room}.{asked_later}", None)
+    for asked_later in ("experiment.resolve.named_student", "experiment.resolve.named_teacher"):
+        monkeypatch.setattr(f"eyeline.{asked_later}", None)
+    monkeypatch.setattr("eyeline.training.remembering.planned_memory", None)
     start = {
         "train": lambda **how: eyeline.train(tiny_net(1), tiny_data(), out, **SHORT, **how),
         "distill": lambda **how: eyeline.distill(

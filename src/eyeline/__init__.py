@@ -21,14 +21,14 @@ _PUBLIC = {
     "Observer": "eyeline.observe",
     "Settings": "eyeline.settings",
     "create_model": "eyeline.models",
-    "demo": "eyeline.api",
-    "distill": "eyeline.api",
-    "load": "eyeline.api",
-    "look": "eyeline.api",
-    "remember": "eyeline.api",
-    "report": "eyeline.api",
-    "study": "eyeline.api",
-    "train": "eyeline.api",
+    "demo": "eyeline.verbs.demo",
+    "distill": "eyeline.verbs.distill",
+    "load": "eyeline.verbs.load",
+    "look": "eyeline.verbs.look",
+    "remember": "eyeline.verbs.remember",
+    "report": "eyeline.verbs.report",
+    "study": "eyeline.verbs.study",
+    "train": "eyeline.verbs.train",
 }
 _MODULES = ("attention", "functional", "losses", "models", "objective")
 
@@ -36,20 +36,20 @@ __all__ = [*_PUBLIC, *_MODULES]
 
 if TYPE_CHECKING:
     from eyeline import functional as functional
-    from eyeline.api import demo as demo
-    from eyeline.api import distill as distill
-    from eyeline.api import load as load
-    from eyeline.api import look as look
-    from eyeline.api import remember as remember
-    from eyeline.api import report as report
-    from eyeline.api import study as study
-    from eyeline.api import train as train
     from eyeline.distiller import Distiller as Distiller
     from eyeline.errors import InputError as InputError
     from eyeline.models import create_model as create_model
     from eyeline.observe import Observation as Observation
     from eyeline.observe import Observer as Observer
     from eyeline.settings import Settings as Settings
+    from eyeline.verbs.demo import demo as demo
+    from eyeline.verbs.distill import distill as distill
+    from eyeline.verbs.load import load as load
+    from eyeline.verbs.look import look as look
+    from eyeline.verbs.remember import remember as remember
+    from eyeline.verbs.report import report as report
+    from eyeline.verbs.study import study as study
+    from eyeline.verbs.train import train as train
 
 
 class _RegisterWithTimm:  # importlib.abc has the class of such, and takes longer than all of this

@@ -14,11 +14,12 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from cyclopts import App, ArgumentCollection, CycloptsError, MissingArgumentError, Parameter, Token
 from cyclopts.exceptions import UnknownOptionError, UnusedCliTokensError
 
-from eyeline import __version__, api
+from eyeline import __version__
 from eyeline.errors import InputError, TrainingStopped, unknown
 from eyeline.kinds import as_kind, expected, read_recipe, takes_list
 from eyeline.names import meant
 from eyeline.ranks import is_main_process
+from eyeline.verbs import VERBS, verb
 
 USAGE = """\
 Usage: eyeline VERB [options]
@@ -72,11 +73,11 @@ def _parsed(words: Sequence[str]) -> tuple[Callable[..., Any], inspect.BoundArgu
     Raises:
         InputError: an unknown command or option, a value of the wrong kind, or a required one is missing.
     """
-    if words[0] not in (*api.VERBS, "-h", "--help", "-V", "--version", "--completion"):
-        raise unknown("command", words[0], api.VERBS)
+    if words[0] not in (*VERBS, "-h", "--help", "-V", "--version", "--completion"):
+        raise unknown("command", words[0], VERBS)
     try:
         helping = not {"-h", "--help"}.isdisjoint(words)
-        app = _app(words[:1] if words[0] in api.VERBS else api.VERBS, helping)
+        app = _app(words[:1] if words[0] in VERBS else VERBS, helping)
         command, bound, _ = app.parse_args(_last_of_each(words), print_error=False, exit_on_error=False)
     except CycloptsError as error:
         raise _in_words(error, words[0]) from error
@@ -92,16 +93,16 @@ def _last_of_each(words: Sequence[str]) -> list[str]:
     return [*words[: min(starts, default=len(words))], *chain.from_iterable(last.values())]
 
 
-def _in_words(error: CycloptsError, verb: str) -> InputError:
+def _in_words(error: CycloptsError, command: str) -> InputError:
     """An error of the library, in the words of all others."""
     if isinstance(error.__cause__, InputError):
         return error.__cause__
-    parameters = inspect.signature(getattr(api, verb, main), eval_str=True).parameters
+    parameters = inspect.signature(verb(command) if command in VERBS else main, eval_str=True).parameters
     if isinstance(error, UnknownOptionError):
         word = (error.token.keyword or error.token.value).partition("=")[0]
         near = meant(word.strip("-").replace("-", "_"), [*parameters, "config"])
         hint = f"; did you mean --{near}?" if near else ""
-        return InputError(f"unknown option {word}{hint} (eyeline {verb} --help)")
+        return InputError(f"unknown option {word}{hint} (eyeline {command} --help)")
     if isinstance(error, MissingArgumentError) and error.argument is not None:
         name = error.argument.name.removeprefix("--")
         wanted = expected(parameters[name].annotation) if name in parameters else "a text"
@@ -118,7 +119,7 @@ def _in_words(error: CycloptsError, verb: str) -> InputError:
 # --- what the library is told -------------------------------------------------------------------------------
 
 
-def _app(verbs: Sequence[str] = api.VERBS, helping: bool = False) -> App:
+def _app(verbs: Sequence[str] = VERBS, helping: bool = False) -> App:
     app = App(
         name="eyeline",
         usage=USAGE,
@@ -154,13 +155,15 @@ def _layout_of_help() -> dict[str, Any]:
 
 def _add(app: App, name: str, number: int) -> None:
     """A verb as a command, whose arguments are given in words or in a recipe."""
-    verb, recipe = getattr(api, name), dict[str, Any]()
-    signature = inspect.signature(verb, eval_str=True)
+    function, recipe = verb(name), dict[str, Any]()
+    signature = inspect.signature(function, eval_str=True)
 
     def command(*first: Any, **given: Any) -> Any:
         given |= zip(signature.parameters, first, strict=False)
         kinds = {n: p.annotation for n, p in signature.parameters.items()}
-        return verb(**{n: True if given[n] == [] and kind is bool else given[n] for n, kind in kinds.items()})
+        return function(
+            **{n: True if given[n] == [] and kind is bool else given[n] for n, kind in kinds.items()}
+        )
 
     def with_recipe(app: App, commands: Any, arguments: ArgumentCollection) -> None:
         by_name = {argument.name.removeprefix("--"): argument for argument in arguments}
@@ -186,14 +189,14 @@ def _add(app: App, name: str, number: int) -> None:
 
     parameters = [_told(p, partial(converted, p.name, p.annotation)) for p in signature.parameters.values()]
     command.__signature__ = signature.replace(parameters=[*parameters, _CONFIG])  # type: ignore[attr-defined]
-    command.__doc__ = verb.__doc__
+    command.__doc__ = function.__doc__
     required = [p.name.upper() for p in signature.parameters.values() if p.default is p.empty]
     app.command(
         command,
         name=name,
         usage=f"Usage: eyeline {' '.join([name, *required])} [options]\n"
         f"       eyeline {name} --config recipe.yaml [options]",
-        help=re.sub(r"(?<!\n)\n(?!\n)", " ", (inspect.getdoc(verb) or "").partition("\nArgs:")[0]),
+        help=re.sub(r"(?<!\n)\n(?!\n)", " ", (inspect.getdoc(function) or "").partition("\nArgs:")[0]),
         help_epilogue=HINTS,
         config=with_recipe,
         sort_key=number,

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import inspect
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from eyeline.errors import InputError, unknown
 from eyeline.kinds import as_kind
@@ -117,8 +117,6 @@ class Settings:
             value = getattr(self, name)
             need(value is None or value >= 1, name, "a whole number of at least 1")
         need(self.devices == "auto" or self.devices >= 1, "devices", "a whole number of at least 1, or auto")
-        for name in ("memory", "packed"):
-            need(getattr(self, name) != "", name, "a folder")
         need(self.memory_budget > 0, "memory_budget", "a number of GB above 0")
         need(self.learning_rate is None or self.learning_rate > 0, "learning_rate", "a number above 0")
         need(self.weight_decay is None or self.weight_decay >= 0, "weight_decay", "a number of at least 0")
@@ -165,6 +163,49 @@ class Settings:
             if name not in names:
                 raise unknown("setting", name, names)
         return cls(**values)
+
+
+class SettingsButMemory(TypedDict, total=False):
+    """The settings as keywords of a verb, for editors and type checkers; ``Settings`` documents them."""
+
+    train_size: int | None
+    validation_size: int | None
+    augmentation: Literal["auto", "crop+flip", "flip", "none", "resized-crop"]
+    image_size: int
+    workers: int | None
+    skip_bad_images: bool
+    packed: str | None
+    data_root: str | None
+    download: bool
+    views: int | None
+    memory_budget: float
+    memory_precision: Literal["float16", "float32", "uint8"]
+    epochs: int
+    batch_size: int
+    optimizer: Literal["sgd", "adamw"]
+    learning_rate: float | None
+    momentum: float
+    weight_decay: float | None
+    schedule: Literal["auto", "step", "cosine", "constant"]
+    milestones: tuple[float, ...]
+    gamma: float
+    warmup_epochs: float
+    seed: int
+    view_seed: int | None
+    split_seed: int
+    accelerator: str
+    devices: int | Literal["auto"]
+    precision: Literal["auto", "float32", "bf16"]
+    compile: Literal["auto", "on", "off"] | tuple[Literal["teacher", "losses", "student"], ...]
+    checkpoint_every: int | None
+    validate_every: int
+    progress: bool
+
+
+class SettingsGiven(SettingsButMemory, total=False):
+    """All of them."""
+
+    memory: str | None
 
 
 @functools.cache

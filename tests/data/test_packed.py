@@ -275,7 +275,7 @@ def test_places_that_cannot_be_used(birds: Path, tmp_path: Path) -> None:
     assert (tmp_path / "mine" / "notes.images").read_text() == "mine"
     with pytest.raises(InputError, match="lies in the folder of the images"):
         load(birds, birds / "packed")
-    with pytest.raises(InputError, match="packed is ''; expected a folder"):
+    with pytest.raises(InputError, match="packed is ''; expected a name or a path"):
         Settings(packed="")
     with pytest.raises(InputError, match=r"cannot write .*/proc/nowhere: .*; choose another folder"):
         load(birds, Path("/proc/nowhere"))

@@ -21,6 +21,7 @@ from eyeline.data.splits import MemorySplit
 from eyeline.distiller import Distiller
 from eyeline.errors import InputError
 from eyeline.losses import LOSSES
+from eyeline.runs.run import Run
 from eyeline.training.evaluation import evaluate
 from networks import Plain
 from tiny import SETTINGS, TinyNet, tiny_data, tiny_net
@@ -275,7 +276,7 @@ def test_a_run_goes_on_where_it_was(name: str, tmp_path: Path, monkeypatch: Any)
         if done == 5:
             raise CutOff
 
-    def distill(out: Path, **changes: Any) -> eyeline.api.Run:
+    def distill(out: Path, **changes: Any) -> Run:
         student, teacher = tiny_net(1), tiny_net(2, width=8)
         options = {**SHORT, "epochs": 4, "batch_size": 6, **changes}
         return eyeline.distill(student, teacher, tiny_data(20), str(out), method=METHODS[name], **options)

@@ -20,7 +20,7 @@ from eyeline.functional import gradient_distance, loss_gradient
 from eyeline.losses.gradient_attention import FlipSymmetry, GradientAttentionTransfer, InputGradientPenalty
 from eyeline.observe import Observation
 from eyeline.settings import Settings
-from eyeline.training.trainer import _compile
+from eyeline.training.compiling import compile_for
 from networks import OverwrittenLater, Plain, Smooth
 from oracles import gradient_attention as oracle
 
@@ -549,6 +549,6 @@ def test_never_compiled(method: str, capsys: pytest.CaptureFixture[str]) -> None
     for mode, said in (("auto", ""), ("on", "differentiates gradients cannot be compiled")):
         # refused before anything is asked of the device, the data or the teacher
         arguments: Any = (distiller.target, Settings.of(compile=mode), None, None, 10**6)
-        assert _compile([distiller], *arguments, trained=10**6) == []
+        assert compile_for([distiller], *arguments, trained=10**6) == []
         printed = " ".join(capsys.readouterr().err.split())
         assert (said in printed) if said else not printed

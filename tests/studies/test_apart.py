@@ -112,8 +112,7 @@ def test_a_process_imports_nothing_from_the_current_folder(
     (tmp_path / "queue.py").write_text(f"open({str(tmp_path / 'was_run')!r}, 'w')\nfrom _queue import *\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", os.pathsep + str(tmp_path / "elsewhere"))  # an empty entry, and one more
-    recipe = dict.fromkeys(("student", "teacher", "teacher_weights", "student_weights", "layers"))
-    task = {"recipe": {**recipe, "data": "nowhere", "method": "kd"}, "settings": {}, "out": "out"}
+    task = {"student": "wrn_10_1", "teacher": "wrn_10_1", "data": "nowhere", "out": "out"}
     with pytest.raises(InputError, match="nowhere"):  # it has started, and found eyeline
         processes.run_apart([task], 1, lambda number: None)
     assert not (tmp_path / "was_run").exists()

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from eyeline import InputError, Observer
+from eyeline import Distiller, InputError, Observer
 from eyeline.data.batches import Batch
 from eyeline.functional import attention_transfer_loss
 from eyeline.training.evaluation import attention_loss, evaluate
@@ -67,7 +67,8 @@ def test_network_is_left_as_it_was() -> None:
         evaluate(model, batches(images[:, :1], labels, 4), contextlib.nullcontext)
     assert [module.training for module in model.modules()] == modes
 
-    attention_loss(model, Plain(), batches(images, labels, 4), contextlib.nullcontext, input_shape=SHAPE)
+    with Distiller(model, Plain(), "at", input_shape=SHAPE) as distiller:
+        attention_loss(distiller, batches(images, labels, 4), contextlib.nullcontext)
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert not any(module._forward_hooks for module in model.modules())
@@ -86,9 +87,8 @@ def test_attention_loss_is_the_definition_over_the_whole_split(size: int) -> Non
         ("auto", ["stage1", "stage2", "stage3"]),
         (["stage2", "stage3"], ["stage2", "stage3"]),
     ):
-        found = attention_loss(
-            student, teacher, batches(images, labels, size), contextlib.nullcontext, layers, SHAPE
-        )
+        with Distiller(student, teacher, "at", layers, SHAPE) as distiller:
+            found = attention_loss(distiller, batches(images, labels, size), contextlib.nullcontext)
         with torch.no_grad():
             seen = Observer(student.eval(), names)(images).features
             shown = Observer(teacher.eval(), names)(images).features
@@ -101,9 +101,8 @@ def test_attention_loss_of_the_teachers_own_copy_is_zero() -> None:
     teacher, (images, labels) = Plain(), split(5)
     student = Plain()
     student.load_state_dict(teacher.state_dict())
-    found = attention_loss(
-        student, teacher, batches(images, labels, 2), contextlib.nullcontext, "auto", SHAPE
-    )
+    with Distiller(student, teacher, "at", input_shape=SHAPE) as distiller:
+        found = attention_loss(distiller, batches(images, labels, 2), contextlib.nullcontext)
     assert found == pytest.approx(0, abs=1e-12)
 
 
@@ -111,7 +110,7 @@ def test_no_images() -> None:
     with pytest.raises(InputError, match="no images to evaluate on"):
         evaluate(Plain(), [], contextlib.nullcontext)
     with pytest.raises(InputError, match="no images to evaluate on"):
-        attention_loss(Plain(), Plain(), [], contextlib.nullcontext, "auto", SHAPE)
+        attention_loss(Distiller(Plain(), Plain(), "at"), [], contextlib.nullcontext)
 
 
 def test_logits_are_compared_with_labels_in_single_precision() -> None:

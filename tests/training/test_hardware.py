@@ -12,17 +12,18 @@ import yaml
 import eyeline
 from eyeline.errors import InputError
 from eyeline.runs.folder import RunFolder
+from eyeline.runs.run import Run
 from eyeline.training import compiling
 from tiny import SETTINGS, TinyNet, tiny_data, tiny_net
 
 AUTO = {**SETTINGS, "epochs": 2, "checkpoint_every": None}
 
 
-def distill(out: Path, **settings: Any) -> eyeline.api.Run:
+def distill(out: Path, **settings: Any) -> Run:
     return eyeline.distill(tiny_net(1), tiny_net(2), tiny_data(), str(out), **{**AUTO, **settings})
 
 
-def study(out: Path, **settings: Any) -> eyeline.api.Run:
+def study(out: Path, **settings: Any) -> Run:
     given = {"methods": ["kd"], "seeds": 2, **AUTO, **settings}
     return eyeline.study(TinyNet, tiny_net(2), tiny_data(), str(out), **given)
 

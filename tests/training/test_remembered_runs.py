@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import eyeline
-import eyeline.jobs
+import eyeline.training.streams
 import tiny
 from eyeline.data.preprocess import Normalization
 from eyeline.data.sources import load_data
@@ -28,6 +28,7 @@ from eyeline.data.views import CropFlip
 from eyeline.errors import InputError, TrainingStopped
 from eyeline.losses import LOSSES, Loss, Target
 from eyeline.observe import Observation
+from eyeline.runs.run import Run
 from eyeline.settings import Settings
 from tiny import SETTINGS, TinyNet, tiny_data, tiny_net
 
@@ -40,7 +41,7 @@ ALL = ["at0", "at1", "at2", "kd0", "kd1", "kd2", "kd3"]
 EXACT: dict[str, Any] = {**SHORT, "memory_precision": "float32"}
 
 
-def distill(out: Path, teacher: Any = None, data: Any = None, **settings: Any) -> eyeline.api.Run:
+def distill(out: Path, teacher: Any = None, data: Any = None, **settings: Any) -> Run:
     given = (tiny_net(1), teacher or tiny_net(2), data or tiny_data())
     return eyeline.distill(*given, str(out), **{**SHORT, **settings})
 
@@ -273,7 +274,7 @@ def test_a_damaged_view_is_made_anew_in_the_run(
 def test_more_epochs_than_views(tmp_path: Path) -> None:
     """Each image is seen in V views, in turn and in orders that differ; so is what is remembered of them."""
     seen: list[tuple[Tensor, Tensor]] = []
-    stream = eyeline.training.trainer.TrainingStream  # type: ignore[attr-defined]
+    stream = eyeline.training.streams.TrainingStream  # type: ignore[attr-defined]
 
     class Seen(stream):  # type: ignore[misc, valid-type]
         def batches(self, start: int, stop: int) -> Any:
@@ -284,7 +285,7 @@ def test_more_epochs_than_views(tmp_path: Path) -> None:
 
     options: dict[str, Any] = {"views": 3, "epochs": 5, "seed": 4, "memory": str(tmp_path / "m")}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("eyeline.training.trainer.TrainingStream", Seen)
+        patch.setattr("eyeline.training.streams.TrainingStream", Seen)
         teacher = counted()
         distill(tmp_path / "run", teacher, **options)
     assert teacher.calls == 3 * 7 + LOOK
@@ -473,7 +474,7 @@ def test_a_memory_that_is_the_run_s_folder(tmp_path: Path) -> None:
 
 def test_resume_with_another_memory(tmp_path: Path, filled: Path, monkeypatch: Any) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("eyeline.training.result.finish", None)
+        patch.setattr("eyeline.training.run.finish", None)
         with pytest.raises(TypeError):
             distill(tmp_path / "run", memory=str(filled / "m"), epochs=1)
     for memory, views in ((None, 1), (None, None)):
@@ -622,7 +623,7 @@ def test_a_study_asks_the_teacher_once_a_view(tmp_path: Path) -> None:
 
     # each run is the one that a command of its own makes with this memory
     alone = eyeline.distill(
-        eyeline.experiment.resolve.from_seed(Settings(seed=1), TinyNet),  # type: ignore[attr-defined]
+        eyeline.experiment.experiment.from_seed(Settings(seed=1), TinyNet),  # type: ignore[attr-defined]
         teacher,
         tiny_data(),
         str(tmp_path / "alone"),

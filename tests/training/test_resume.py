@@ -23,6 +23,7 @@ from eyeline.cli import main
 from eyeline.errors import InputError, TrainingStopped
 from eyeline.files import locked
 from eyeline.objective.method import resolve_method
+from eyeline.runs.run import Run
 from tiny import SETTINGS, TinyNet, tiny_data, tiny_net
 
 pytestmark = pytest.mark.whole
@@ -59,7 +60,7 @@ def same(one: Path, other: Path, weights: str = "student.safetensors") -> None:
     assert (one / "result.json").read_text() == (other / "result.json").read_text()
 
 
-def distill(out: Path, **settings: Any) -> eyeline.api.Run:
+def distill(out: Path, **settings: Any) -> Run:
     return eyeline.distill(tiny_net(1), tiny_net(2), tiny_data(), str(out), **{**SETTINGS, **settings})
 
 
@@ -305,7 +306,7 @@ def test_a_run_that_another_process_finishes_meanwhile_is_answered(
 
 def test_a_checkpoint_of_another_network(tmp_path: Path, monkeypatch: Any) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("eyeline.training.result.finish", None)
+        patch.setattr("eyeline.training.run.finish", None)
         with pytest.raises(TypeError):
             distill(tmp_path / "run", epochs=1)
     state = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)

@@ -21,7 +21,7 @@ from eyeline.data.views import CropFlip
 from eyeline.device import Device, has_native_bf16
 from eyeline.distiller import Distiller
 from eyeline.errors import InputError, TrainingStopped
-from eyeline.experiment.resolve import from_seed
+from eyeline.experiment.experiment import from_seed
 from eyeline.files import LOCK
 from eyeline.objective.terms import Objective
 from eyeline.runs.folder import RunFolder, read_recipe
@@ -29,7 +29,8 @@ from eyeline.settings import Settings
 from eyeline.training import trainer
 from eyeline.training.evaluation import evaluate
 from eyeline.training.optimizer import learning_rate_factor, make_optimizer
-from eyeline.training.trainer import evaluation_stream, fit, training_stream
+from eyeline.training.streams import evaluation_stream, training_stream
+from eyeline.training.trainer import fit
 from tiny import SETTINGS, resolved, tiny_data, tiny_net
 
 FLOAT32 = {**SETTINGS, "precision": "float32", "compile": "off"}
@@ -422,7 +423,7 @@ def test_compiled_training_gives_the_same(tmp_path: Path, monkeypatch: pytest.Mo
 def test_what_auto_chose_to_compile_is_in_the_recipe(
     tmp_path: Path, chosen: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "_compile", lambda *_, **__: chosen)
+    monkeypatch.setattr(trainer, "compile_for", lambda *_, **__: chosen)
     run(tmp_path, epochs=1, compile="auto")
     assert read_recipe(tmp_path)["compile"] == (chosen or "off")
 
@@ -437,7 +438,7 @@ def test_training_runs_the_very_code_that_was_compiled_before(
     # only the losses are, for both sizes of batches, in an epoch in which one of them has no weight
     torch._dynamo.reset()
     graphs = []
-    plain, before = torch.nn.Module.compile, trainer._compile
+    plain, before = torch.nn.Module.compile, trainer.compile_for
 
     def counted(*args: Any, **options: Any) -> list[str]:
         compiled = before(*args, **options)
@@ -445,7 +446,7 @@ def test_training_runs_the_very_code_that_was_compiled_before(
         return compiled
 
     monkeypatch.setattr(torch.nn.Module, "compile", lambda m, **o: plain(m, **{**o, "backend": "aot_eager"}))
-    monkeypatch.setattr(trainer, "_compile", counted)
+    monkeypatch.setattr(trainer, "compile_for", counted)
     method = {"at": {"schedule": schedule}, "kd": {}}
     with torch._dynamo.config.patch(recompile_limit=1):  # as when a study has compiled those of many runs
         run(tmp_path, method, tiny_net(1), epochs=2, compile="on", precision=precision)

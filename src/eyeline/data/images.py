@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,3 +36,9 @@ def as_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
+
+
+def left_out(files: Sequence[object]) -> str:
+    """A line on files that could not be read."""
+    named = ", ".join(map(str, files[:3])) + ", ..." * (len(files) > 3)
+    return f"{len(files)} unreadable image{'s' * (len(files) > 1)} left out: {named}"

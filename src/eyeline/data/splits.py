@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +101,7 @@ class ImageData:
     channels: int
     size: tuple[int, int] | None
     skipped: tuple[str, ...] = ()
+    _hashes: dict[tuple[str | None, bool], str] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if len(self.classes) < 2:
@@ -132,8 +133,13 @@ class ImageData:
 
         SHA-256 over class names, labels and pixels; files count by CLASS/FILE name and size in bytes, so a
         folder may be moved or copied. ``times``: also by the second of their last change, which a copy may
-        lose.
+        lose. Computed once; ``dataclasses.replace`` makes one that computes it again.
         """
+        if (only, times) not in self._hashes:
+            self._hashes[only, times] = self._hash(only, times)
+        return self._hashes[only, times]
+
+    def _hash(self, only: str | None, times: bool) -> str:
         digest = hashlib.sha256(json.dumps(self.classes).encode())
         for name, split in self.splits.items():
             if only not in (None, name):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -14,28 +12,42 @@ from eyeline.data.splits import ImageData
 from eyeline.distiller import Distiller
 from eyeline.doctor import check_effects, examine
 from eyeline.errors import InputError
-from eyeline.experiment.resolve import from_seed, image_shape
+from eyeline.experiment.experiment import Experiment, Teacher
+from eyeline.experiment.place import Place
 from eyeline.memory.folder import check_folder
 from eyeline.objective.method import method_name
-from eyeline.observe import Probe
 from eyeline.settings import Settings
-from eyeline.teacher import Teacher
 
 
-def checked(
-    student: nn.Module,
-    teacher: Teacher,
-    method: Any,
-    layers: str | Sequence[str],
-    data: ImageData,
-    settings: Settings,
-) -> Distiller:
-    """Show every mistake before a folder is made; the distiller is to be closed."""
-    shape = image_shape(data, settings)
+def checked(experiment: Experiment) -> Distiller:
+    """The experiment's distiller, to be closed, once it has done a step on noise.
+
+    Raises:
+        InputError: what was given cannot be trained so.
+    """
+    teacher, data = experiment.teacher, experiment.data
+    assert teacher is not None
+    _check_takes_images(teacher, data)
+    distiller = experiment.distiller
     try:
-        Probe(teacher.network, shape)
+        _try_step(distiller, experiment.student.shape, len(data.classes))
+        if distiller.objective.needs("logits", of_teacher=True) and not teacher.knows_classes_of(data):
+            raise InputError(
+                f"teacher {teacher.name} answers {list(teacher.probe.answer)} for an image; {data.name} has "
+                f"{len(data.classes)} classes; train one on this data: "
+                f"eyeline train --model NAME --data {data.name}"
+            )
+    except BaseException:
+        distiller.close()
+        raise
+    return distiller
+
+
+def _check_takes_images(teacher: Teacher, data: ImageData) -> None:
+    try:
+        _ = teacher.probe
     except InputError as error:
-        size = "x".join(map(str, shape))
+        size = "x".join(map(str, teacher.shape))
         first = next((m for m in teacher.network.modules() if isinstance(m, nn.Conv2d)), None)
         why = str(error.__cause__ or error).partition("\n")[0]
         if first is not None and first.in_channels != data.channels:
@@ -45,38 +57,18 @@ def checked(
             f"train one on this data: eyeline train --model NAME --data {data.name}"
         ) from error
 
-    def make(network: nn.Module) -> Distiller:
-        # seeded, as in the run itself
-        return from_seed(settings, lambda: Distiller(network, teacher.network, method, layers, shape))
 
-    distiller = make(student)
-    try:
-        _try_step(distiller, shape, len(data.classes))
-        if distiller.objective.needs("logits", of_teacher=True):
-            answered = Probe(teacher.network, image_shape(data, settings)).answer
-            if answered != (len(data.classes),):
-                raise InputError(
-                    f"teacher {teacher.name} answers {list(answered)} for an image; {data.name} has "
-                    f"{len(data.classes)} classes; train one on this data: "
-                    f"eyeline train --model NAME --data {data.name}"
-                )
-    except BaseException:
-        distiller.close()
-        raise
-    return distiller
-
-
-def check_memory(settings: Settings, out: Path | None = None, overwrite: bool = False) -> None:
+def check_memory(settings: Settings, place: Place | None = None) -> None:
     """Refuse a folder that can be no memory, for whatever teacher and data."""
     if settings.memory is None:
         return
     folder = Path(settings.memory).expanduser().resolve()
-    place = out.expanduser().resolve() if out is not None else None
-    if place is not None and (folder == place or folder in place.parents):
+    ours = place.path.resolve() if place is not None else None
+    if ours is not None and (folder == ours or folder in ours.parents):
         raise InputError(
             f"memory {settings.memory} is the folder of the run, or around it; choose one of its own"
         )
-    if not (overwrite and place == folder.parent):
+    if not (place is not None and place.overwrite and ours == folder.parent):
         check_folder(Path(settings.memory).expanduser())
 
 

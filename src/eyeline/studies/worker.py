@@ -1,6 +1,6 @@
 """A process that does runs one after the other for a study: ``python -m eyeline.studies.worker``.
 
-A task a line on the standard input, ``[error, message]`` a line on the standard output.
+The arguments of ``distill`` a line on the standard input, ``[error, message]`` a line on the standard output.
 """
 
 from __future__ import annotations
@@ -12,11 +12,9 @@ import signal
 import threading
 from typing import Any, TextIO
 
-from eyeline import jobs
 from eyeline.console import console
 from eyeline.errors import InputError, TrainingStopped
-from eyeline.isolation import warnings_in_a_line
-from eyeline.settings import Settings
+from eyeline.verbs.distill import distill
 
 
 def main() -> None:
@@ -45,9 +43,7 @@ def _listen(lines: TextIO, tasks: queue.SimpleQueue[str]) -> None:
 
 def _do(task: dict[str, Any]) -> tuple[str | None, str]:
     try:
-        settings = Settings.of(**task["settings"])
-        with warnings_in_a_line():
-            jobs.distill(task["recipe"], settings, out=task["out"], resume=True, overwrite=False)
+        distill(**task)
     except (InputError, TrainingStopped) as error:
         return type(error).__name__, str(error)
     return None, ""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 import os
 import statistics
 import time
@@ -16,10 +18,14 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from eyeline.console import console
+from eyeline.data.batches import TrainingStream
+from eyeline.device import Device
 from eyeline.distiller import Distiller
 from eyeline.hashing import weights_hash
 from eyeline.losses import Target
 from eyeline.observe import Observation, evaluation_mode
+from eyeline.settings import Settings
 
 _FEW_STEPS = 200  # in which to measure would cost more than it could tell
 
@@ -225,3 +231,52 @@ def _keep_compiled_code() -> None:
     """In the user's cache instead of the temporary folder, so that the next run starts at once."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "eyeline" / "inductor"
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
+
+
+def compile_for(
+    distillers: Sequence[Distiller],
+    ask: Callable[[Tensor], object],
+    settings: Settings,
+    device: Device,
+    stream: TrainingStream,
+    steps: int,
+    *,
+    trained: int = 0,
+) -> list[str]:
+    """Compile what pays where the teacher will be asked ``steps`` times, and the only distiller's student
+    trained in ``trained`` steps; say so in a line each."""
+    if any(distiller.objective.needs("input_gradient") for distiller in distillers):
+        if settings.compile not in ("auto", "off", ()):  # torch.compile has no second derivative
+            console.print("a method that differentiates gradients cannot be compiled: it runs as it is")
+        return []
+    sizes = dict.fromkeys(len(stream.indices(step)[1]) for step in (0, stream.steps_per_epoch - 1))
+    shape = distillers[0].input_shape
+
+    @functools.cache
+    def some(size: int) -> Tensor:
+        # in dtype and strides as batches are, or the code would be compiled once more for them
+        assert shape is not None
+        channels, *side = shape
+        images = torch.randn(size, *side, channels, generator=torch.Generator().manual_seed(0))
+        return device.images(images.to(device.torch_device).permute(0, 3, 1, 2))
+
+    def ask_for(size: int) -> None:
+        with device.autocast():
+            ask(some(size))
+
+    teachers = [distiller.teacher for distiller in distillers if distiller.teacher is not None]
+    parts = [teacher_part(teachers[0], ask_for, steps)] if teachers else []
+    learning: list[nn.Module] = []
+    if trained and shape is not None:
+        learning = [distillers[0].student.train(), distillers[0].objective]
+        # the losses first, which the student is evaluated for as it is
+        parts += [losses_part(distillers[0], some, device.autocast, trained)] if teachers else []
+        parts.append(student_part(distillers[0], some, device.autocast, trained))
+    kept = [copy.deepcopy(module.state_dict()) for module in learning]
+    compiled, said = compile_parts(parts, settings.compile, device.torch_device, list(sizes))
+    for module, state in zip(learning, kept, strict=True):
+        module.load_state_dict(state)  # running statistics have seen the images of the trial
+    if device.fabric.is_global_zero:
+        for line in said:
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+    return compiled

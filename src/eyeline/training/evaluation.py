@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +14,7 @@ from eyeline.distiller import Distiller
 from eyeline.errors import InputError
 from eyeline.losses import AttentionTransfer
 from eyeline.losses.base import check_labels
-from eyeline.observe import as_it_was, evaluation_mode
+from eyeline.observe import evaluation_mode
 
 
 class Evaluation(NamedTuple):
@@ -58,30 +58,22 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], autocast: Any) -> Evalu
 
 
 @torch.no_grad()
-def attention_loss(
-    student: nn.Module,
-    teacher: nn.Module,
-    batches: Iterable[Batch],
-    autocast: Any,
-    layers: str | Sequence[str] = "auto",
-    input_shape: tuple[int, int, int] | None = None,
-) -> float:
+def attention_loss(distiller: Distiller, batches: Iterable[Batch], autocast: Any) -> float:
     """How far a student looks from where its teacher looks.
 
     The AT loss (unweighted, ``mean_square``, exponent 2, summed over the paired layers) in evaluation mode,
     averaged over the images. Comparable between students trained by any method, also those that never saw an
-    attention map. Both networks are left as they were.
+    attention map.
+
+    Args:
+        distiller: of both networks by the method ``at``; left in the mode it was in.
+        batches, autocast: as for :func:`evaluate`.
 
     Raises:
-        InputError: as :class:`eyeline.Distiller`, or there are no images.
+        InputError: there are no images.
     """
     total, count = 0.0, 0
-    with (
-        as_it_was(teacher),
-        evaluation_mode(student),
-        Distiller(student, teacher, {AttentionTransfer.name: {}}, layers, input_shape) as distiller,
-    ):
-        distiller.eval()
+    with evaluation_mode(distiller):
         for batch in batches:
             with autocast():
                 terms = distiller(batch.images, batch.labels)

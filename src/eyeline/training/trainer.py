@@ -6,12 +6,10 @@ random draws are functions of the step. So a run resumes from any step exactly w
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 
 import torch
@@ -20,13 +18,12 @@ from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 from torch import Tensor, nn
 
 from eyeline.console import Figures, console, show_progress
-from eyeline.data.batches import Batch, TrainingStream, evaluation_batches
-from eyeline.data.preprocess import Normalization
-from eyeline.data.splits import ImageData, Split
+from eyeline.data.batches import Batch
+from eyeline.data.splits import ImageData
 from eyeline.device import Device, fabric_is_silent
 from eyeline.distiller import Distiller
 from eyeline.doctor import idle_parameters
-from eyeline.errors import Diverged, InputError, TrainingStopped
+from eyeline.errors import Diverged, InputError
 from eyeline.losses import Target
 from eyeline.memory.encoding import Encoded
 from eyeline.memory.folder import Memory
@@ -36,18 +33,13 @@ from eyeline.randomness import draws_apart, mix, seed_draws
 from eyeline.runs.folder import RunFolder
 from eyeline.settings import Settings
 from eyeline.training.allocator import keep_freed_memory
-from eyeline.training.compiling import (
-    compile_parts,
-    losses_part,
-    recompiling,
-    restored,
-    student_part,
-    teacher_part,
-)
+from eyeline.training.compiling import compile_for, recompiling, restored
 from eyeline.training.evaluation import evaluate
+from eyeline.training.filling import targets_by_view, view_of
 from eyeline.training.optimizer import learning_rate_factor, make_optimizer
 from eyeline.training.signals import interruptible
 from eyeline.training.state import NEVER, Part, RunState
+from eyeline.training.streams import evaluation_stream, training_stream
 
 _SEEN_WITHIN = 200
 """Steps until a loss that is not finite is seen at the latest: to look, the host waits for the device."""
@@ -192,7 +184,7 @@ class _Trainer:
         choosing = settings.compile == "auto"
         if choosing and not fabric.is_global_zero:  # all run what the first one chooses
             settings = dataclasses.replace(settings, compile=fabric.broadcast(settings.compile))
-        compiled = _compile(
+        compiled = compile_for(
             [self.distiller],
             self.distiller.target,
             settings,
@@ -262,7 +254,7 @@ class _Trainer:
             assert self.memory is not None
             self.view = view
             teacher = SharedTeacher([self.distiller])
-            self.targets = _view(
+            self.targets = view_of(
                 self.memory, view, self.wanted[view], teacher, self.stream, self.device, self._asking
             )
         indices = self.stream.indices(self.state.step)[1]  # not the batch's, for which the host would wait
@@ -384,188 +376,9 @@ class _Trainer:
         return f"loss term {', '.join(terms)} is not finite at {where}"
 
 
-def remember(
-    memory: Memory,
-    distillers: Sequence[Distiller],
-    data: ImageData,
-    settings: Settings,
-    again: str = "the same command goes on",
-) -> None:
-    """Fill a memory ahead: every view of the settings, every target of the distillers, which share a teacher.
-
-    One forward pass of the teacher a view, for all of them; none for views that are stored. Where nothing
-    more can be stored it says so and ends. ``again``: what one who stops it is told.
-
-    Raises:
-        KeyboardInterrupt: on Ctrl-C or SIGTERM; the views that are done are kept.
-    """
-    device, teacher = Device.of(settings), SharedTeacher(distillers)
-    device.place(teacher.network)
-    stream = training_stream(data, settings, device)
-    views, steps = number_of_views(settings), stream.steps_per_epoch
-    began, asked = time.perf_counter(), 0
-    wanted = targets_by_view(distillers, settings)
-    missing = memory.missing(wanted)
-    with (
-        teacher,
-        restored(teacher.network),
-        show_progress(settings, max(1, len(missing) * steps), 0, "memory", shown=True) as show,
-        interruptible() as interrupted,
-    ):
-        _compile(
-            distillers,
-            lambda images: teacher.targets(
-                images, torch.zeros(len(images), dtype=torch.int64), teacher.losses
-            ),
-            settings,
-            device,
-            stream,
-            len(missing) * steps,
-        )
-
-        def asking(view: int, done: int) -> None:
-            nonlocal asked
-            if interrupted():
-                raise KeyboardInterrupt(f"stopped in view {view + 1} of {views}; {again}")
-            asked += 1
-            rate = asked * len(data.train) / steps / max(time.perf_counter() - began, 1e-9)
-            show(asked, lambda: (f"view {view + 1}/{views}", "", f"{rate:,.0f} images/s"))
-
-        for view in range(views):
-            _view(memory, view, wanted[view], teacher, stream, device, asking)
-            if memory.stuck:
-                return
-
-
-def _view(
-    memory: Memory,
-    view: int,
-    wanted: Sequence[str],
-    teacher: SharedTeacher,
-    stream: TrainingStream,
-    device: Device,
-    asking: Callable[[int, int], None],
-) -> dict[str, Encoded]:
-    """Targets of a view; ``asking(view, batches done)`` is called after each forward of the teacher."""
-
-    def ask(names: Sequence[str]) -> Iterator[tuple[Tensor, dict[str, Target]]]:
-        if stream.world > 1:
-            raise TrainingStopped(
-                f"view {view + 1} is not in {memory.folder}, and several devices do not fill a memory; "
-                "fill it first with eyeline remember"
-            )
-        teacher.network.eval()
-        for done, batch in enumerate(stream.of_view(view), 1):
-            with device.autocast():
-                targets = teacher.targets(device.images(batch.images), batch.labels, names)
-            yield batch.indices, targets
-            asking(view, done)
-
-    return memory.view(view, wanted, ask)
-
-
-def targets_by_view(distillers: Sequence[Distiller], settings: Settings) -> list[list[str]]:
-    """For each view the names of the targets that its epochs need: of the terms whose weight is not 0."""
-    wanted: list[dict[str, None]] = [{} for _ in range(number_of_views(settings))]
-    for distiller in distillers:
-        names = target_names(distiller)
-        for epoch in range(settings.epochs):
-            factor = learning_rate_factor(settings, epoch, 1)
-            active = distiller.objective.active_in(epoch, settings.epochs, factor)
-            wanted[epoch % len(wanted)] |= {names[term]: None for term in active if term in names}
-    return [list(names) for names in wanted]
-
-
-def number_of_views(settings: Settings) -> int:
-    """How many distinct views of an image a run sees."""
-    return min(settings.views or settings.epochs, settings.epochs)
-
-
 def _end_other_processes(fabric: Fabric) -> None:
     """The first process ends those it started: they would wait for it, or it for them."""
     processes = getattr(getattr(fabric.strategy, "_launcher", None), "procs", [])
     for process in processes:
         process.kill()
     processes.clear()  # or Fabric's observer of them would kill this process too, before it can say why
-
-
-def training_stream(data: ImageData, settings: Settings, device: Device) -> TrainingStream:
-    """The training batches that the settings ask for."""
-    assert settings.view_seed is not None  # they are resolved
-    return TrainingStream(
-        data.train,
-        batch_size=settings.batch_size,
-        augmentation=settings.augmentation,
-        normalization=Normalization(data.mean, data.std),
-        seed=settings.seed,
-        view_seed=settings.view_seed,
-        views=settings.views,
-        device=device.torch_device,
-        rank=device.fabric.global_rank,
-        world=device.fabric.world_size,
-        size=settings.image_size,
-        workers=settings.workers,
-    )
-
-
-def evaluation_stream(split: Split, data: ImageData, settings: Settings, device: Device) -> Iterator[Batch]:
-    """The batches of a split for evaluation."""
-    # nothing is kept for a backward pass, so more images fit than in a step
-    batch_size = min(500, max(1, 4 * settings.batch_size // device.fabric.world_size))
-    return evaluation_batches(
-        split,
-        Normalization(data.mean, data.std),
-        device=device.torch_device,
-        batch_size=batch_size,
-        size=settings.image_size,
-        workers=settings.workers,
-    )
-
-
-def _compile(
-    distillers: Sequence[Distiller],
-    ask: Callable[[Tensor], object],
-    settings: Settings,
-    device: Device,
-    stream: TrainingStream,
-    steps: int,
-    *,
-    trained: int = 0,
-) -> list[str]:
-    """Compile what pays where the teacher will be asked ``steps`` times, and the only distiller's student
-    trained in ``trained`` steps; say so in a line each."""
-    if any(distiller.objective.needs("input_gradient") for distiller in distillers):
-        if settings.compile not in ("auto", "off", ()):  # torch.compile has no second derivative
-            console.print("a method that differentiates gradients cannot be compiled: it runs as it is")
-        return []
-    sizes = dict.fromkeys(len(stream.indices(step)[1]) for step in (0, stream.steps_per_epoch - 1))
-    shape = distillers[0].input_shape
-
-    @functools.cache
-    def some(size: int) -> Tensor:
-        # in dtype and strides as batches are, or the code would be compiled once more for them
-        assert shape is not None
-        channels, *side = shape
-        images = torch.randn(size, *side, channels, generator=torch.Generator().manual_seed(0))
-        return device.images(images.to(device.torch_device).permute(0, 3, 1, 2))
-
-    def ask_for(size: int) -> None:
-        with device.autocast():
-            ask(some(size))
-
-    teachers = [distiller.teacher for distiller in distillers if distiller.teacher is not None]
-    parts = [teacher_part(teachers[0], ask_for, steps)] if teachers else []
-    learning: list[nn.Module] = []
-    if trained and shape is not None:
-        learning = [distillers[0].student.train(), distillers[0].objective]
-        # the losses first, which the student is evaluated for as it is
-        parts += [losses_part(distillers[0], some, device.autocast, trained)] if teachers else []
-        parts.append(student_part(distillers[0], some, device.autocast, trained))
-    kept = [copy.deepcopy(module.state_dict()) for module in learning]
-    compiled, said = compile_parts(parts, settings.compile, device.torch_device, list(sizes))
-    for module, state in zip(learning, kept, strict=True):
-        module.load_state_dict(state)  # running statistics have seen the images of the trial
-    if device.fabric.is_global_zero:
-        for line in said:
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
-    return compiled
