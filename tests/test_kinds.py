@@ -4,15 +4,16 @@ import dataclasses
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
+import mypy.api
 import numpy as np
 import pytest
 
 import eyeline
 from eyeline.errors import InputError
 from eyeline.kinds import as_kind, parse_yaml
-from eyeline.settings import Settings, kinds_of_settings
+from eyeline.settings import Settings, SettingsButMemory, SettingsGiven, kinds_of_settings
 from eyeline.verbs import VERBS
 from eyeline.verbs import verb as function_of
 
@@ -153,3 +154,29 @@ def test_every_argument_of_a_verb_is_of_its_kind(verb: str, monkeypatch: pytest.
         if Any not in getattr(parameter.annotation, "__args__", ()):
             with pytest.raises(InputError, match=f"^(unknown )?{name} (is )?"):
                 getattr(eyeline, verb)(**{**required, name: object()})
+
+
+def test_the_settings_of_a_verb_are_typed_as_the_settings() -> None:
+    assert get_type_hints(SettingsGiven) == kinds_of_settings()
+    assert get_type_hints(SettingsButMemory).keys() == kinds_of_settings().keys() - {"memory"}
+    defaults = {f.name: f.default for f in dataclasses.fields(Settings)}
+    assert {name: defaults[name] for name in SettingsGiven.__optional_keys__} == defaults  # none is required
+
+
+@pytest.mark.whole
+def test_a_type_checker_sees_a_wrong_setting(tmp_path: Path) -> None:
+    lines = {
+        'train("a", "b", epochs=3, memory="m")': None,
+        'train("a", "b", epochs="x")': 'incompatible type "str"; expected "int"',
+        'distill("a", "b", "c", epoch=1)': 'Unexpected keyword argument "epoch"',
+        'study("a", "b", "c", precision="float8")': "expected \"Literal['auto', 'float32', 'bf16']\"",
+        'remember("a", "b", "c", "m", views=2)': None,
+    }
+    program = "\n".join(["from eyeline import distill, remember, study, train", *lines, ""])
+    (tmp_path / "program.py").write_text(program)
+    config = Path(__file__).parents[1] / "pyproject.toml"
+    command = ["--config-file", str(config), "--cache-dir", str(tmp_path), str(tmp_path / "program.py")]
+    told = mypy.api.run(command)[0]
+    for number, wanted in enumerate(lines.values(), 2):
+        found = [line for line in told.splitlines() if f"program.py:{number}: error" in line]
+        assert [wanted in line for line in found if wanted] == [True] * (wanted is not None), told

@@ -113,13 +113,13 @@ def draw_attention(path: Path, study: Experiment, methods: Sequence[Mapping[str,
     images = [to_pil_image(split.images[i]) if memory else split.load(i) for i in chosen]  # type: ignore[union-attr]
     pixels = torch.stack([study.view.pixels(image) for image in images])
 
-    networks = {"teacher": (teacher.network, theirs)}
+    networks = {"teacher": (teacher.network, theirs, teacher.probe)}
     for entry in methods:
         trained = load(path / entry["runs"][0]["run"], study.student.copy().network)
-        networks[display_name(entry["method"])] = (trained.cpu(), ours)
+        networks[display_name(entry["method"])] = (trained.cpu(), ours, study.student.probe)
     maps = {}
-    for name, (network, names) in networks.items():
-        with Observer(network.eval(), names, study.student.shape) as observer, torch.no_grad():
+    for name, (network, names, probe) in networks.items():
+        with Observer(network.eval(), names, probe=probe) as observer, torch.no_grad():
             maps[name] = [attention_map(feature) for feature in observer(study.view(pixels)).features]
     rows = [data.classes[int(split.labels[i])] for i in chosen]
     save_figure(attention_grid(pixels, maps, rows), path / "attention.png")
