@@ -37,12 +37,14 @@ class Planned:
 def planned_runs(recipe: Mapping[str, Any], study: Experiment, path: Path) -> list[Planned]:
     """The runs of a study with this recipe, whose methods and seeds are spelled out, in the order of time."""
     plan, seeds = [], recipe["seeds"]
-    shared = {k: recipe[k] for k in ("student", "teacher", "data", "layers", "teacher_weights")}
+    networks = {name: recipe[name] for name in ("student", "teacher", "data")}
     for number, seed in enumerate(seeds, 1):
         for name, method in recipe["methods"].items():
             place = Place(path / file_name(name) / f"seed-{seed}", resume=True)
             settings = as_begun(dataclasses.replace(study.settings, seed=seed), study.data, place)
-            arguments = {**shared, "method": method, "student_weights": None}
+            # in the order of the verb, so that a recipe is the same whichever process writes it
+            arguments = {**networks, "method": method, "layers": recipe["layers"], "student_weights": None}
+            arguments["teacher_weights"] = recipe["teacher_weights"]
             label = f"{name}, seed {seed} ({number}/{len(seeds)})"
             plan.append(Planned(name, label, place.path, arguments, settings))
     return plan
