@@ -1,5 +1,6 @@
-"""Run the demo's comparison on several sets of seeds and in both precisions: what is not significant in each of
-them is not claimed. Run it again and it goes on where it was.
+"""Run the demo's comparison on several sets of seeds and in both precisions.
+
+What is not significant in each of them is not claimed. Run it again and it goes on where it was.
 
 python scripts/demo_seeds.py runs/demo_seeds --out benchmarks/results/demo_seeds.json
 """
