@@ -12,7 +12,7 @@ import eyeline
 
 SOURCE = Path(eyeline.__file__).parent
 ROOMS = (
-    *("errors", "ranks", "files", "randomness", "kinds", "names", "settings", "console", "device"),
+    *("errors", "ranks", "cores", "files", "randomness", "kinds", "names", "settings", "console", "device"),
     *("attention", "double_backward", "observe", "isolation", "losses", "functional", "objective"),
     *("distiller", "doctor", "models", "data", "hashing", "fingerprint", "memory", "runs"),
     *("experiment", "training", "pages", "studies", "verbs", "cli"),

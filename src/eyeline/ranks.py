@@ -35,6 +35,13 @@ def started() -> Started | None:
     return None
 
 
+def processes() -> int:
+    """How many do one run together; all of them on this machine."""
+    if (launched := started()) is not None:
+        return launched.processes
+    return int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else 1  # Fabric's launcher
+
+
 def is_main_process() -> bool:
     """Whether this process writes and speaks: of several that do one run together, one does."""
     distributed = sys.modules.get("torch.distributed")

@@ -34,7 +34,9 @@ class Settings:
         "auto: crop+flip for images in memory, resized-crop for folders",
     )
     image_size: int = _setting(224, "side in pixels to which images of a folder are cropped")
-    workers: int | None = _setting(None, "processes that decode images of a folder (default: one a core)")
+    workers: int | None = _setting(
+        None, "processes that decode images of a folder (default: one a core that this process may use)"
+    )
     skip_bad_images: bool = _setting(False, "leave out unreadable images of a folder, and count them")
     packed: str | None = _setting(
         None, "folder in which decoded and resized images of a folder are kept, for all runs that name it"

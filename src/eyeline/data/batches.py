@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from eyeline.cores import own_cores
 from eyeline.data.preprocess import Normalization
 from eyeline.data.splits import FileSplit, MemorySplit, Split
 from eyeline.data.views import CropFlip, SeededTransform, train_transform
@@ -181,7 +181,7 @@ class _Steps:
 def _loader(
     files: _Files, steps: _Steps | list[list[tuple[int, int]]], workers: int | None, device: torch.device
 ) -> Any:
-    workers = (os.cpu_count() or 1) if workers is None else workers
+    workers = own_cores() if workers is None else workers
     return DataLoader(
         files,
         batch_sampler=steps,

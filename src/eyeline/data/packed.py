@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import warnings
 import zlib
@@ -26,6 +25,7 @@ import numpy as np
 from PIL import Image, ImageFile
 from torch import Tensor
 
+from eyeline.cores import own_cores
 from eyeline.data.images import FORMATS, decode
 from eyeline.data.preprocess import resize
 from eyeline.errors import InputError, TrainingStopped
@@ -149,7 +149,7 @@ def each_decoded(
 
     before = ImageFile.LOAD_TRUNCATED_IMAGES
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # other libraries switch it on, and half an image would pass
-    threads = workers or os.cpu_count() or 1
+    threads = workers or own_cores()
     try:
         with ThreadPoolExecutor(threads) as pool:
             for start in range(0, len(paths), 16 * threads):  # so not all results wait in RAM
@@ -268,7 +268,7 @@ def _make(
         if earlier.name != LOCK and _is_ours(earlier):
             earlier.unlink()
     count, side = sum(map(len, splits.values())), key["side"]
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(workers or own_cores()) as pool:
         size = sum(sum(pool.map(lambda path: _size(path, side), paths)) for paths in splits.values())
     free = shutil.disk_usage(folder).free
     if size > free:

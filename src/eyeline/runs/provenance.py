@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from eyeline import __version__
+from eyeline.cores import usable_cores
 
 
 def plain(value: Any) -> Any:
@@ -43,7 +43,7 @@ def environment() -> dict[str, Any]:
         "system": platform.system(),
         "versions": versions,
         "processor": _processor(),
-        "cores": os.cpu_count(),
+        "cores": usable_cores(),
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }

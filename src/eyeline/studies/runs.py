@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from eyeline.console import say
+from eyeline.cores import own_cores
 from eyeline.errors import Diverged
 from eyeline.experiment.experiment import Experiment, Student
 from eyeline.experiment.place import Place, complete_recipe
@@ -82,11 +83,15 @@ class Runs:
             parallel = self._how_many(len(left))
         if parallel is None or parallel == 1:
             return
+        parallel = min(parallel, len(left))
+        workers = self.study.settings.workers
+        workers = max(1, own_cores() // parallel) if workers is None else workers
         tasks = [
             {
                 **plain(run.arguments),
                 **plain(dataclasses.asdict(run.settings)),
                 "progress": False,
+                "workers": workers,
                 "out": str(run.path),
                 "resume": True,
             }
@@ -106,7 +111,7 @@ class Runs:
                 say(f"{count}: {run.label}, validation {100 * figures['validation_accuracy']:.1f} %")
 
         try:
-            run_apart(tasks, min(parallel, len(left)), done)
+            run_apart(tasks, parallel, done)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"stopped with {next(finished) - 1} of {len(left)} runs done; the others are kept as they "
