@@ -14,7 +14,9 @@ from eyeline.data.batches import evaluation_batches
 from eyeline.data.packed import each_decoded
 from eyeline.data.preprocess import Normalization
 from eyeline.data.splits import FileSplit
-from eyeline.studies import study
+from eyeline.experiment.experiment import Experiment, Student
+from eyeline.studies import runs
+from eyeline.studies.plan import Planned
 from tiny import SETTINGS, TinyNet, resolved, tiny_data
 
 
@@ -157,13 +159,14 @@ def test_runs_at_once_share_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     given: list[Any] = []
 
     def run_apart(tasks: list[dict[str, Any]], processes: int, done: Any) -> None:
-        given.extend((task["settings"]["workers"], processes) for task in tasks)
+        given.extend((task["workers"], processes) for task in tasks)
 
-    monkeypatch.setattr(study, "own_cores", lambda: 7)
-    monkeypatch.setattr(study, "run_apart", run_apart)
+    monkeypatch.setattr(runs, "own_cores", lambda: 7)
+    monkeypatch.setattr(runs, "run_apart", run_apart)
     arguments = {"student": "wrn_10_1", "teacher": "wrn_16_2.fashion_mnist", "data": "fashion_mnist_sample"}
     for workers in (None, 5):
         settings = resolved(**SETTINGS, workers=workers)
-        plan = [study._Planned("kd", "", tmp_path / str(seed), arguments, settings) for seed in range(3)]
-        study._train_apart(4, plan, TinyNet(), tiny_data(), set())
+        plan = [Planned("kd", "", tmp_path / str(seed), arguments, settings) for seed in range(3)]
+        student = Student(TinyNet, TinyNet(), (1, 12, 12))
+        runs.Runs(plan, Experiment(student, tiny_data(), settings), None)._train_apart(4)
     assert given == [(2, 3)] * 3 + [(5, 3)] * 3

@@ -27,7 +27,7 @@ from eyeline.data.batches import evaluation_batches
 from eyeline.data.preprocess import Normalization
 from eyeline.data.splits import FileSplit
 from eyeline.distiller import Distiller
-from eyeline.isolation import as_found
+from eyeline.isolation import as_found, warnings_in_a_line
 from eyeline.observe import as_it_was
 from eyeline.training.allocator import keep_freed_memory, release_freed_memory
 from eyeline.training.evaluation import attention_loss, evaluate
@@ -46,7 +46,7 @@ def world() -> dict[str, Any]:
         "path": list(sys.path),
         "streams": (sys.stdout, sys.stderr, sys.stdin, sys.excepthook),
         "signals": {number: signal.getsignal(number) for number in SIGNALS},
-        "warnings": (list(warnings.filters), warnings.showwarning),
+        "warnings": (list(warnings.filters), warnings.showwarning, logging.getLogRecordFactory()),
         "loggers": {n: (log.level, log.propagate, list(log.handlers)) for n, log in loggers.items()},
         "random": random.getstate(),
         "numpy": [x.tolist() if isinstance(x, np.ndarray) else x for x in np.random.get_state()],
@@ -274,3 +274,155 @@ def test_freed_memory_goes_back_to_the_system() -> None:
         assert grown_by(release=True) < 50_000_000
     finally:
         release_freed_memory()
+
+
+# --- what libraries warn of ---------------------------------------------------------------------------------
+
+
+@contextmanager
+def plain() -> Iterator[None]:
+    """Warnings and log lines as in a process in which nobody handles them; pytest does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(warnings, "showwarning", warnings._showwarning_orig)  # type: ignore[attr-defined]
+        patch.setattr(warnings, "filters", [("default", None, Warning, None, 0)])
+        patch.setattr(logging.root, "handlers", [])
+        yield
+
+
+def warn(text: str, module: str = "torch.somewhere") -> None:
+    warnings.warn_explicit(text, UserWarning, f"{module}.py", 7, module, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "This DataLoader will create 9 worker processes in total. Our suggested max number is 2.",
+            "workers is 9, more than the cores that this process may use; fewer are faster",
+        ),
+        (
+            "CUDA initialization: The NVIDIA driver on your system is too old (found version 1).",
+            "no GPU is used: its driver is too old for this PyTorch",
+        ),
+        ("The `srun` command is available on your system but is not used.", None),
+        ("an unknown\n  matter", "an unknown matter"),
+        ("long " * 100, "long " * 38 + "long ..."),
+    ],
+)
+def test_a_warning_is_one_line(text: str, said: str | None, capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):  # of different calls
+        with plain(), warnings_in_a_line():
+            for line in (1, 2):
+                warnings.warn_explicit(text, UserWarning, "torch/a.py", line, "torch.a", {})
+        assert capsys.readouterr() == ("", "" if said is None else f"eyeline: warning: {said}\n")
+
+
+@pytest.mark.parametrize("name", ["torch.x", "timm", "huggingface_hub.file_download"])
+def test_so_is_a_log_line_also_where_the_library_has_a_handler(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log, handler = logging.getLogger(name), logging.StreamHandler(sys.stderr)
+    log.addHandler(handler)
+    try:
+        with plain(), warnings_in_a_line():
+            log.warning("a %s\nmatter", "grave")
+            log.error("a grave matter")
+            logging.getLogger("PIL.TiffImagePlugin").error("raw")
+            log.warning("No CUDA runtime is found, using CUDA_HOME='/usr/local'")
+        assert capsys.readouterr().err == "eyeline: warning: a grave matter\n"
+        with plain():
+            log.warning("after it")
+        assert "eyeline" not in (after := capsys.readouterr().err)
+        assert "after it" in after
+    finally:
+        log.removeHandler(handler)
+
+
+def test_other_processes_of_a_run_say_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with plain(), warnings_in_a_line():
+        warn("something")
+        logging.getLogger("torch").warning("something else")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_what_the_caller_handles_is_the_callers(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    class Kept(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            seen.append(record.getMessage())
+
+    logging.getLogger("mine").addHandler(handler := Kept())
+    with plain(), warnings_in_a_line():
+        logging.getLogger("mine").warning("of the caller's program")
+    logging.getLogger("mine").removeHandler(handler)
+    with plain(), monkeypatch.context() as patch:
+        patch.setattr(logging.root, "handlers", [handler])
+        patch.setattr(warnings, "showwarning", lambda message, *_: seen.append(str(message)))
+        with warnings_in_a_line():
+            warn("a warning")
+            warn("of an image", "PIL.Image")
+            logging.getLogger("timm").warning("a line")
+    assert seen == ["of the caller's program", "a warning", "a line"]
+    assert capsys.readouterr() == ("", "")
+
+
+# --- a very large picture -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """A folder of images, one of them with a side of so many pixels (in a file of some kB)."""
+
+    def make(side: int) -> Path:
+        folder = tmp_path_factory.mktemp("large")
+        for name in "ab":
+            (folder / "train" / name).mkdir(parents=True)
+            for number in range(3):
+                Image.new("L", (40, 40), 50 * number).save(folder / "train" / name / f"{number}.png")
+        Image.new("1", (side, side)).save(folder / "train" / "a" / "big.png")
+        return folder
+
+    return make
+
+
+PIXELS = "it has more than 178,956,970 pixels, too many to decode; make it smaller"
+
+
+def test_one_that_is_too_large_is_named(large: Callable[[int], Path]) -> None:
+    folder = large(20_000)
+    with pytest.raises(eyeline.InputError) as refused:
+        eyeline.train("wrn_10_1", f"folder:{folder}", str(folder / "out"), **SHORT)
+    assert str(refused.value) == (
+        f"1 of the 7 images in {folder} cannot be read: train/a/big.png ({PIXELS}); "
+        "--skip_bad_images leaves them out"
+    )
+    picture = folder / "train" / "a" / "big.png"
+    with pytest.raises(eyeline.InputError) as refused:
+        eyeline.look("wrn_16_2.fashion_mnist", str(picture), str(folder / "look.png"))
+    assert str(refused.value) == f"{picture} cannot be read: {PIXELS}"
+
+
+@pytest.mark.parametrize("start", [None, "fork", pytest.param("spawn", marks=pytest.mark.whole)])
+def test_one_that_is_not_is_read_without_a_word(
+    start: str | None, large: Callable[[int], Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    if start not in (None, *multiprocessing.get_all_start_methods()):
+        pytest.skip("not on this system")
+    files = sorted(large(9_500).glob("train/a/*.png"))  # of this size Pillow warns
+    split = FileSplit(tuple(files), torch.zeros(len(files), dtype=torch.int64))
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method(start, force=True)
+    try:
+        with plain(), warnings_in_a_line():
+            views = Normalization((0.0,) * 3, (1.0,) * 3)
+            (batch,) = evaluation_batches(split, views, size=8, workers=0 if start is None else 1)
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+    assert len(batch.images) == len(files)
+    assert capfd.readouterr() == ("", "")

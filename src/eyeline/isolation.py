@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
@@ -17,6 +18,8 @@ from eyeline.ranks import is_main_process
 
 SILENT = r"PIL\."
 """Modules whose warnings tell nothing: an image is read, or it is named with the reason why not."""
+LIBRARIES = r"(torch|torchvision|timm|lightning_fabric|huggingface_hub|matplotlib|PIL)\b"
+"""Whose log lines are said as warnings are."""
 _MEANING = {
     # what a library warns of -> what it means here; nothing: it is no concern of the user's
     r"CUDA initialization: .*driver.* too old": "no GPU is used: its driver is too old for this PyTorch",
@@ -27,6 +30,7 @@ _MEANING = {
     ),
     r"The `srun` command is available": "",
     r"TensorFloat32 tensor cores": "",
+    r"No CUDA runtime is found": "",
     r"Glyph \d+ .*missing from": "the font of the pictures lacks a character of a name",
 }
 
@@ -80,7 +84,18 @@ def _several_processes() -> bool:
 
 @contextmanager
 def warnings_in_a_line() -> Iterator[None]:
-    """Say what libraries warn of in a line each, once, without the place in their code."""
+    """Say what libraries warn of and log in a line each, once, without the place in their code."""
+    record = logging.getLogRecordFactory()
+    with warnings.catch_warnings():
+        try:
+            warn_in_a_line()
+            yield
+        finally:
+            logging.setLogRecordFactory(record)
+
+
+def warn_in_a_line() -> None:
+    """The same, for the rest of this process. What the caller handles, warnings or log lines, stays so."""
     said: set[str] = set()
 
     def say(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -92,8 +107,17 @@ def warnings_in_a_line() -> Iterator[None]:
             said.add(text)
             print(f"eyeline: warning: {shorten(text, 200, placeholder=' ...')}", file=sys.stderr)
 
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=SILENT)
-        if warnings.showwarning is getattr(warnings, "_showwarning_orig", None):  # not the caller's own
-            warnings.showwarning = say
-        yield
+    def record(name: str, level: int, *rest: Any, **more: Any) -> logging.LogRecord:
+        line = logging.LogRecord(name, level, *rest, **more)
+        # a library's own handler, which may not be there yet, is not heard
+        if level >= logging.WARNING and re.match(LIBRARIES, name) and not logging.root.handlers:
+            if not re.match(SILENT, name):
+                say(line.getMessage())
+            line.levelno = -1
+        return line
+
+    warnings.filterwarnings("ignore", module=SILENT)
+    if warnings.showwarning is getattr(warnings, "_showwarning_orig", None):
+        warnings.showwarning = say
+    if logging.getLogRecordFactory() is logging.LogRecord:
+        logging.setLogRecordFactory(record)

@@ -17,6 +17,7 @@ from eyeline.data.preprocess import Normalization
 from eyeline.data.splits import FileSplit, MemorySplit, Split
 from eyeline.data.views import CropFlip, SeededTransform, train_transform
 from eyeline.errors import InputError
+from eyeline.isolation import warn_in_a_line
 from eyeline.randomness import epoch_order
 
 
@@ -187,11 +188,12 @@ def _loader(
         batch_sampler=steps,
         num_workers=workers,
         pin_memory=device.type == "cuda",
-        worker_init_fn=_ignore_interrupt,
+        worker_init_fn=_begin_worker,
         generator=torch.Generator(),  # or it would draw its workers' seeds from the caller's
     )
 
 
-def _ignore_interrupt(worker: int) -> None:
+def _begin_worker(worker: int) -> None:
+    warn_in_a_line()  # one that is not forked knows nothing of its parent's
     # a terminal sends Ctrl-C to the workers too; the training loop ends them, after its checkpoint
     signal.signal(signal.SIGINT, signal.SIG_IGN)

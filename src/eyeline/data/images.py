@@ -14,8 +14,12 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 
 def decode(path: Path) -> Image.Image:
     """An image file, as :func:`as_rgb` makes it."""
-    with Image.open(path, formats=FORMATS) as image:
-        return as_rgb(image)
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            return as_rgb(image)
+    except Image.DecompressionBombError:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise ValueError(f"it has more than {most:,} pixels, too many to decode; make it smaller") from None
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
