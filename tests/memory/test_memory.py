@@ -276,8 +276,8 @@ def test_another_key_is_named(tmp_path: Path) -> None:
     ):
         opened(tmp_path / "m", teacher="1" * 64, view_seed=3)
     file = tmp_path / "m" / "memory.json"
-    file.write_text(file.read_text().replace('"format": 2', '"format": 9'))
-    with pytest.raises(InputError, match=r"\(format was 9, is 2\)"):
+    file.write_text(file.read_text().replace('"format": 3', '"format": 9'))
+    with pytest.raises(InputError, match=r"\(format was 9, is 3\)"):
         opened(tmp_path / "m")
 
 
