@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import shutil
 import subprocess
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -333,6 +336,56 @@ def test_completion_in_bash(words: str, completed: set[str], tmp_path: Path, cap
     script = capsys.readouterr().out + f"\n{call}\nprintf '%s\\n' \"${{COMPREPLY[@]}}\""
     done = subprocess.run(["bash"], input=script, capture_output=True, text=True, cwd=tmp_path, check=True)
     assert set(done.stdout.split()) == completed
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_tab_key_completes_in_a_shell_that_was_told_as_the_readme_says(
+    shell: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not shutil.which(shell):
+        pytest.skip(f"{shell} is not there")
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (told,) = re.findall(rf"eyeline --completion {shell} +> ~/(\S+)", readme)
+    main(["--completion", shell])
+    place = tmp_path / told
+    place.parent.mkdir(parents=True)
+    place.write_text(capsys.readouterr().out)
+    asked = ["eyeline dis", "eyeline train m d --learn", "eyeline distill a b c --schedule cosi"]
+    environment = {**os.environ, "HOME": str(tmp_path), "TERM": "vt100", "HISTFILE": ""}
+    environment.pop("XDG_CONFIG_HOME", None)
+    (tmp_path / "eyeline").write_text("#!/bin/sh\n")  # fish completes commands that there are
+    (tmp_path / "eyeline").chmod(0o755)
+    environment["PATH"] += os.pathsep + str(tmp_path)
+    if shell == "fish":
+        ask = "; ".join(f"complete -C '{words}'" for words in asked)
+        done = subprocess.run(
+            ["fish", "-c", ask], env=environment, capture_output=True, text=True, check=True
+        )
+        found = [line.partition("\t")[0] for line in done.stdout.splitlines()]
+    else:
+        start = {
+            "bash": f"source {place}\n",
+            "zsh": f"bindkey -e; fpath=({place.parent} $fpath); autoload -Uz compinit; compinit -u -D\n",
+        }[shell]
+        # the tab, then what prints the line as it is now
+        keys = [f"{words}\t\x01echo \x05 >> out\n" for words in asked]
+        plain = ["--norc", "--noprofile"] if shell == "bash" else ["-f"]
+        ours, theirs = os.openpty()
+        with subprocess.Popen(
+            [shell, *plain, "-i"], stdin=theirs, stdout=theirs, stderr=theirs, env=environment, cwd=tmp_path
+        ) as process:
+            os.close(theirs)
+            os.write(ours, "".join([start, *keys, "exit\n"]).encode())
+            hanging = threading.Timer(60, process.kill)
+            hanging.start()
+            with suppress(OSError):  # the terminal is closed
+                while os.read(ours, 65536):
+                    pass
+            hanging.cancel()
+        os.close(ours)
+        found = [line.split()[-1] for line in (tmp_path / "out").read_text().splitlines()]
+    assert found == ["distill", "--learning_rate", "cosine"]
 
 
 def test_help_into_a_pipe_that_closes() -> None:
