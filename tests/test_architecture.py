@@ -17,24 +17,31 @@ ROOMS = (
     *("distiller", "doctor", "models", "data", "hashing", "fingerprint", "memory", "runs"),
     *("experiment", "training", "pages", "studies", "verbs", "cli"),
 )
+OF_ONE_SYSTEM = {
+    *("fcntl", "grp", "posix", "pty", "pwd", "readline", "resource", "syslog", "termios", "tty"),
+    *("msvcrt", "winreg", "_winapi"),
+}
 UPWARD = {
     ("studies", "verbs"): "a worker does the runs of another process's study",
 }
 """What is imported against the order, inside of functions or in a process of its own."""
 
 
-def imported(file: Path) -> Iterator[str]:
-    """The rooms that a file imports, wherever it does."""
+def imports(file: Path) -> Iterator[str]:
+    """What a file imports, wherever it does."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        names = []
         if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        for name in names:
-            root, _, rest = name.partition(".")
-            if root == "eyeline" and rest.partition(".")[0] in ROOMS:
-                yield rest.partition(".")[0]
+            yield from (alias.name for alias in node.names)
+
+
+def imported(file: Path) -> Iterator[str]:
+    """The rooms that a file imports."""
+    for name in imports(file):
+        root, _, rest = name.partition(".")
+        if root == "eyeline" and rest.partition(".")[0] in ROOMS:
+            yield rest.partition(".")[0]
 
 
 def room(file: Path) -> str:
@@ -57,3 +64,9 @@ def test_imports_run_downward(file: Path) -> None:
         if ROOMS.index(name) > ROOMS.index(ours) and (ours, name) not in UPWARD
     }
     assert not above
+
+
+def test_the_package_can_be_imported_on_every_system() -> None:
+    found = {(file.name, name) for file in FILES for name in imports(file)}
+    assert not {(file, name) for file, name in found if name.partition(".")[0] in OF_ONE_SYSTEM}
+    assert ("kinds.py", "yaml") in found  # also those inside of functions
