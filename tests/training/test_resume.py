@@ -276,6 +276,14 @@ def test_a_run_is_not_answered_to_another_student(tmp_path: Path, name: str, mon
         eyeline.train(other(), tiny_data(), str(tmp_path / "alone"), **settings, resume=True)
 
 
+def test_nor_are_the_runs_of_a_study(tmp_path: Path) -> None:
+    first, other = (make() for make in STUDENTS["function"])
+    given, short = (tiny_net(2), tiny_data(), str(tmp_path)), {**SETTINGS, "epochs": 1}
+    eyeline.study(first, *given, methods=["kd"], seeds=1, **short)
+    with pytest.raises(InputError, match="another content of student"):
+        eyeline.study(other, *given, methods=["kd"], seeds=1, **short, resume=True)
+
+
 def test_a_teacher_with_another_forward_is_another_one(tmp_path: Path) -> None:
     teacher, short = scaled(2.0), {**SETTINGS, "epochs": 1}
     eyeline.distill(tiny_net(1), teacher, tiny_data(), str(tmp_path / "run"), **short)
