@@ -239,6 +239,10 @@ def test_a_recipe_and_what_stands_beside_it(called: dict[str, Any], tmp_path: Pa
             "train m d o p",
             "'p' is one argument too many; expected at most 3 without a name (model, data, out)",
         ),
+        (
+            "train --model m d o",
+            "'d' has no name, and --model, which stands before it, has one; give it as --data d",
+        ),
         ("train", "--model and --data must be given (eyeline train --help)"),
         ("train m", "--data must be given (eyeline train --help)"),
         ("train m d --config nowhere.yaml", "cannot read the recipe nowhere.yaml: No such file or directory"),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from cyclopts import App, ArgumentCollection, CycloptsError, MissingArgumentError, Parameter, Token
-from cyclopts.exceptions import UnknownOptionError, UnusedCliTokensError
+from cyclopts.exceptions import ArgumentOrderError, UnknownOptionError, UnusedCliTokensError
 
 from eyeline import __version__
 from eyeline.errors import InputError, TrainingStopped, unknown
@@ -112,6 +112,12 @@ def _in_words(error: CycloptsError, command: str) -> InputError:
         return InputError(
             f"{error.unused_tokens[0]!r} is one argument too many; expected at most {len(first)} "
             f"without a name ({', '.join(first)})"
+        )
+    if isinstance(error, ArgumentOrderError) and error.argument is not None:
+        given = error.prior_positional_or_keyword_supplied_as_keyword_arguments[0].name
+        return InputError(
+            f"{error.token!r} has no name, and {given}, which stands before it, has one; give it as "
+            f"{error.argument.name} {error.token}"
         )
     return InputError(" ".join(str(error).split()))
 

@@ -479,7 +479,9 @@ def test_unreadable_images_are_named_or_left_out(birds: Path, monkeypatch: pytes
 def test_a_decompression_bomb_is_a_bad_image(birds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("RGB", (100, 100)).save(birds / "owl" / "bomb.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(InputError, match=r"1 of the 81 images .*owl/bomb\.png \(it has more than 2,000 pixels"):
+    with pytest.raises(
+        InputError, match=r"1 of the 81 images .*owl/bomb\.png \(it has more than 2,000 pixels"
+    ):
         load_data(f"folder:{birds}")
 
 
