@@ -9,7 +9,7 @@ import pytest
 import timm
 import torchvision
 
-import eyeline
+import eyeline.cli
 from eyeline.errors import InputError
 from eyeline.models import EMBEDDED
 from eyeline.names import NETWORKS, losses, losses_in_source, networks_in_source

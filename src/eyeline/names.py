@@ -19,6 +19,13 @@ from eyeline.errors import InputError, nearest, unknown
 DATA = ("fashion_mnist", "fashion_mnist_sample", "cifar10", "cifar100", "folder:PATH")
 SCHEDULES = ("constant", "linear", "cosine", "step", "loss_rate")
 """Of the weight of a loss."""
+OPTIONS = ("weight", "schedule")
+"""Of every term of a method."""
+NOT_TERMS = (
+    *("epoch", "step", "learning_rate", "loss", "train_accuracy", "validation_accuracy", "validation_loss"),
+    *("images_per_second", "terms", "total", "logits"),
+)
+"""The other columns of metrics.csv, and what a step answers beside its terms."""
 NETWORKS = (
     *("wrn_10_1", "wrn_16_1", "wrn_16_2", "wrn_16_4", "wrn_22_2", "wrn_28_2", "wrn_28_10", "wrn_40_1"),
     *("wrn_40_2", "wrn_40_4", "wrn_16_2.fashion_mnist"),
@@ -77,8 +84,8 @@ def named_losses(method: str | Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         if name not in known:
             raise unknown("loss", name, known)
         for option, value in options.items():
-            if option not in {*known[name], "weight", "schedule"}:
-                raise unknown(f"option of loss {name!r}", option, {*known[name], "weight", "schedule"})
+            if option not in {*known[name], *OPTIONS}:
+                raise unknown(f"option of loss {name!r}", option, {*known[name], *OPTIONS})
             if isinstance(value, float) and not math.isfinite(value):
                 raise InputError(f"{option} is {value}; expected a finite value (loss {name!r})")
         if options.get("schedule", SCHEDULES[0]) not in SCHEDULES:
@@ -86,8 +93,22 @@ def named_losses(method: str | Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return given
 
 
+def check_term_name(name: Any) -> None:
+    """Refuse what can be no column of a table, no part of a folder's name, or is another's already.
+
+    Raises:
+        InputError: says what can be one.
+    """
+    fits = isinstance(name, str) and re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,39}", name)
+    if not fits or name in NOT_TERMS:
+        raise InputError(
+            f"a term is called {name!r}; expected a letter, then up to 39 letters, digits, _ and -, and none "
+            f"of {', '.join(NOT_TERMS)}"
+        )
+
+
 def losses() -> Mapping[str, tuple[str, ...]]:
-    """Each loss -> its own options."""
+    """Each loss -> its own options; with those that were registered, for which PyTorch is loaded already."""
     loaded = sys.modules.get("eyeline.losses")
     if loaded is None:
         return losses_in_source()
@@ -100,7 +121,7 @@ def losses() -> Mapping[str, tuple[str, ...]]:
 
 @functools.cache
 def losses_in_source() -> Mapping[str, tuple[str, ...]]:
-    """As :func:`losses`, read from the source of ``eyeline.losses``: its classes that have a ``name``."""
+    """Eyeline's own, read from the source of ``eyeline.losses``: its classes that have a ``name``."""
     found: dict[str, tuple[str, ...]] = {}
     for file in sorted((Path(__file__).parent / "losses").glob("*.py")):
         for statement in ast.parse(file.read_text(encoding="utf-8")).body:
@@ -115,6 +136,11 @@ def losses_in_source() -> Mapping[str, tuple[str, ...]]:
             if name:
                 found[name] = options
     return found
+
+
+def has_own_losses(method: str | Mapping[str, Any]) -> bool:
+    """Whether all losses of a method are eyeline's own, which a process that registers none knows too."""
+    return named_losses(method).keys() <= losses_in_source().keys()
 
 
 _OF_A_LOSS = {

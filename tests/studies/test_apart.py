@@ -18,6 +18,7 @@ import torch
 
 import eyeline
 from eyeline.errors import InputError, TrainingStopped
+from eyeline.losses import LOSSES, Loss
 from eyeline.studies import apart as processes
 
 pytestmark = pytest.mark.whole
@@ -118,10 +119,14 @@ def test_a_process_imports_nothing_from_the_current_folder(
     assert not (tmp_path / "was_run").exists()
 
 
-def test_what_cannot_be_several(tmp_path: Path, study: dict[str, Any]) -> None:
+def test_what_cannot_be_several(
+    tmp_path: Path, study: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(LOSSES, "mine", type("Mine", (Loss,), {"name": "mine"}))
     for change, message in (
         ({"parallel": 0}, "expected at least 1"),
         ({"parallel": 2, "teacher": torch.nn.Identity()}, "a Python object was given"),
+        ({"parallel": 2, "methods": ["kd", "mine"]}, "or a loss of yours"),
     ):
         with pytest.raises(InputError, match=message):
             eyeline.study(**{**study, **change}, out=str(tmp_path / "study"))

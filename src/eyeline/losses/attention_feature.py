@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from eyeline.errors import unknown
 from eyeline.losses._common import wide
-from eyeline.losses.base import Loss, Target
+from eyeline.losses.base import Loss, Target, register
 from eyeline.observe import Observation, Observer
 
 Binary = Literal["sigmoid", "mean", "soft"]
@@ -51,6 +51,7 @@ def check_binary(binary: str) -> None:
         raise unknown("binary", binary, get_args(Binary))
 
 
+@register
 class AttentionFeatureTransfer(Loss):
     """Mean squared difference of :func:`attention_feature` of student and teacher, summed over the pairs.
 

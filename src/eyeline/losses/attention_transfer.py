@@ -10,7 +10,7 @@ from torch import Tensor
 
 from eyeline.attention import Reduce, attention_map, check_map_arguments, normalized, resized
 from eyeline.errors import InputError, unknown
-from eyeline.losses.base import Loss, Target
+from eyeline.losses.base import Loss, Target, register
 from eyeline.observe import Observation, Observer
 
 Reduction = Literal["mean_square", "norm"]
@@ -83,6 +83,7 @@ def check_reduction(reduction: str) -> None:
         raise unknown("reduction", reduction, get_args(Reduction))
 
 
+@register
 class AttentionTransfer(Loss):
     """:func:`attention_transfer_loss`, summed over the pairs of observed layers.
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from eyeline.errors import InputError
+from eyeline.errors import InputError, unknown
+from eyeline.names import OPTIONS, check_term_name
 from eyeline.observe import Observation, Observer
 
 Target = Mapping[str, Tensor]
+NEEDS = ("logits", "features", "pre_activations", "class_maps", "input_gradient")
+"""What a loss may need observed: logits over the same classes; what the layers show; a graph from the logits
+back to the images."""
 
 
 def check_labels(labels: Any, images: int, classes: int | None = None) -> None:
@@ -43,8 +48,7 @@ class Loss(nn.Module):
     name: ClassVar[str]
     """The name in a method string."""
     needs: frozenset[str] = frozenset({"logits"})
-    """What must be observed of both networks: ``logits`` (over the same classes), ``features``,
-    ``pre_activations``, ``class_maps``, ``input_gradient`` (a graph from the logits back to the images)."""
+    """What must be observed of both networks, some of ``NEEDS``."""
     needs_teacher: ClassVar[bool] = True
     remembers: bool = True
     """Whether the target is a function of the teacher and the view alone, so that it may be remembered: not
@@ -76,3 +80,38 @@ class Loss(nn.Module):
     def forward(self, student: Observation, target: Target, labels: Tensor) -> Tensor:
         """Compare; the scalar before any weight."""
         raise NotImplementedError
+
+
+AnyLoss = TypeVar("AnyLoss", bound=type[Loss])
+LOSSES: dict[str, type[Loss]] = {}
+"""By name; the terms of a method are computed in this order."""
+
+
+def register(loss: AnyLoss) -> AnyLoss:
+    """Let methods name this class of loss: ``@register`` above it.
+
+    A class defined again in its place replaces the first, as where a cell of a notebook runs again.
+
+    Raises:
+        InputError: the name is another loss's or cannot be one, a parameter has no default or the name of an
+            option of every term, or what the loss needs is not observed.
+    """
+    check_term_name(getattr(loss, "name", None))
+    place, known = f"{loss.__module__}.{loss.__qualname__}", LOSSES.get(loss.name)
+    if known is not None and f"{known.__module__}.{known.__qualname__}" != place:
+        raise InputError(
+            f"loss {loss.name!r} of {place} is {known.__module__}.{known.__qualname__} already; "
+            "expected another name"
+        )
+    for parameter in list(inspect.signature(loss.__init__).parameters.values())[1:]:
+        named = parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if named and (parameter.default is parameter.empty or parameter.name in OPTIONS):
+            raise InputError(
+                f"parameter {parameter.name!r} of loss {loss.name!r}: expected one with a default, and not "
+                f"called {', '.join(OPTIONS)}, which every term has"
+            )
+    for what in loss.needs if isinstance(loss.needs, frozenset) else ():
+        if what not in NEEDS:
+            raise unknown(f"need of loss {loss.name!r}", what, NEEDS)
+    LOSSES[loss.name] = loss
+    return loss

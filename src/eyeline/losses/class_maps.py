@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from eyeline.attention import resized
 from eyeline.errors import InputError
 from eyeline.losses._common import unit, wide
-from eyeline.losses.base import Loss, Target, check_labels
+from eyeline.losses.base import Loss, Target, check_labels, register
 from eyeline.observe import Observation, Observer
 
 Classes = int | Literal["all", "label"]
@@ -126,6 +126,7 @@ def _chosen(maps: Tensor, classes: Tensor | None) -> Tensor:
     return maps.gather(1, classes[:, :, None, None].expand(-1, -1, *maps.shape[2:]))
 
 
+@register
 class ClassActivationMapTransfer(Loss):
     """:func:`class_activation_map_loss` of the networks' class maps. Reaches the student's classifier too.
 
@@ -179,6 +180,7 @@ def _ranked(logits: Tensor, number: int) -> Tensor:
     return logits.detach().topk(abs(number), dim=1, largest=number > 0).indices
 
 
+@register
 class ClassAttentionTransfer(Loss):
     """:func:`class_attention_loss` of the networks' class maps (CAT-KD); last layer only.
 

@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from eyeline.losses.base import Loss, Target, check_labels
+from eyeline.losses.base import Loss, Target, check_labels, register
 from eyeline.observe import Observation
 
 
+@register
 class CrossEntropy(Loss):
     """``-log softmax(z)_y``, batch mean. The student alone trains on this term only."""
 

@@ -11,7 +11,7 @@ from eyeline.attention import resized
 from eyeline.errors import InputError
 from eyeline.losses._common import unit, wide
 from eyeline.losses.attention_transfer import Reduction, check_reduction, default_weight, distance
-from eyeline.losses.base import Loss, Target
+from eyeline.losses.base import Loss, Target, register
 from eyeline.observe import Observation, Observer
 
 
@@ -69,6 +69,7 @@ def _check_channels(student: Tensor, teacher: Tensor) -> None:
         )
 
 
+@register
 class FullActivationTransfer(Loss):
     """:func:`full_activation_loss` summed over the pairs, the student's activation behind a learnable 1x1
     convolution where the channels differ. Its weight falls linearly to 0 by default."""
@@ -108,6 +109,7 @@ class FullActivationTransfer(Loss):
         return torch.stack(losses).sum()
 
 
+@register
 class Hint(Loss):
     """:func:`hint_loss` at one pair of layers, through a learnable 1x1 convolution on the student's side.
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from eyeline.attention import attention_map
 from eyeline.errors import InputError, unknown
 from eyeline.losses.attention_transfer import map_distance
-from eyeline.losses.base import Loss, Target, check_labels
+from eyeline.losses.base import Loss, Target, check_labels, register
 from eyeline.observe import Observation, Observer
 
 Statistics = Literal["batch", "running"]
@@ -121,6 +121,7 @@ class _GradientLoss(Loss):
         return _another_pass(student, student.images, "running")
 
 
+@register
 class GradientAttentionTransfer(_GradientLoss):
     """:func:`gradient_distance` of the student's and the teacher's :func:`loss_gradient`.
 
@@ -189,6 +190,7 @@ class GradientAttentionTransfer(_GradientLoss):
         return [attention_map(g) for g in gradients] if self.compare == "map" else list(gradients)
 
 
+@register
 class FlipSymmetry(_GradientLoss):
     """The gradient of a mirrored image should be the mirrored gradient.
 
@@ -223,6 +225,7 @@ class FlipSymmetry(_GradientLoss):
         return loss
 
 
+@register
 class InputGradientPenalty(_GradientLoss):
     """Double backpropagation: ``½ · mean ||J(x)||_2²`` of the student itself; needs no teacher.
 

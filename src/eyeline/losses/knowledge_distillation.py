@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from eyeline.errors import InputError
-from eyeline.losses.base import Loss, Target
+from eyeline.losses.base import Loss, Target, register
 from eyeline.observe import Observation
 
 
@@ -49,6 +49,7 @@ def check_temperature(temperature: float) -> None:
         raise InputError(f"temperature is {temperature}; expected a number above 0; the default is 4")
 
 
+@register
 class KnowledgeDistillation(Loss):
     """:func:`knowledge_distillation_loss` as a term. Its default weight is α = 0.9, and the cross entropy
     beside it then has 1 - α."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from eyeline.attention import relative
 from eyeline.errors import InputError
 from eyeline.losses._common import wide
-from eyeline.losses.base import Loss, Target
+from eyeline.losses.base import Loss, Target, register
 from eyeline.observe import Observation
 
 
@@ -42,6 +42,7 @@ def _similarities(activation: Tensor) -> Tensor:
     return F.normalize(flat @ flat.T, dim=1)
 
 
+@register
 class SimilarityPreserving(Loss):
     """:func:`similarity_preserving_loss` at the last pair of layers.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from eyeline.device import Device
 from eyeline.errors import InputError
 from eyeline.experiment.experiment import BASELINE, Experiment
 from eyeline.experiment.place import Place, as_begun, file_name
+from eyeline.names import has_own_losses
 from eyeline.objective.method import method_name, resolve_method
 from eyeline.runs.folder import RESULT, is_ours
 from eyeline.settings import Settings
@@ -94,10 +95,10 @@ def check_parallel(parallel: int | None, recipe: Mapping[str, Any], settings: Se
         return
     if parallel < 1:
         raise InputError(f"parallel is {parallel}; expected at least 1")
-    if not has_names(recipe):
+    if not has_names(recipe, recipe["methods"].values()):
         raise InputError(
             f"parallel is {parallel}: such runs are trained in other processes, which need names of student, "
-            "teacher and data; a Python object was given"
+            "teacher and data, and eyeline's own losses; a Python object was given, or a loss of yours"
         )
     if Device.of(settings).fabric.world_size > 1:
         raise InputError(
@@ -105,6 +106,7 @@ def check_parallel(parallel: int | None, recipe: Mapping[str, Any], settings: Se
         )
 
 
-def has_names(recipe: Mapping[str, Any]) -> bool:
-    """Whether another process can make all that a run needs."""
-    return all(isinstance(recipe[what], str) for what in ("student", "teacher", "data"))
+def has_names(arguments: Mapping[str, Any], methods: Iterable[Any]) -> bool:
+    """Whether another process can make all that runs with these arguments and methods need."""
+    named = all(isinstance(arguments[what], str) for what in ("student", "teacher", "data"))
+    return named and all(map(has_own_losses, methods))

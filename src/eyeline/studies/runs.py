@@ -77,7 +77,8 @@ class Runs:
     def _train_apart(self, parallel: int | None) -> None:
         """Train several at once, where that was asked for or was measured to be faster."""
         left = [run for run in self.plan if not run.done]
-        if len(left) < 2 or not has_names(left[0].arguments):
+        methods = (run.arguments["method"] for run in left)
+        if len(left) < 2 or not has_names(left[0].arguments, methods):
             return
         if parallel is None and self.study.device.torch_device.type == "cpu":
             parallel = self._how_many(len(left))
