@@ -59,7 +59,7 @@ def test_gradients_are_those_of_each_loss_alone(method: Any) -> None:
         flat = [p.grad.flatten() for p in alone.student.parameters() if p.grad is not None]
         norms.append(float(torch.cat(flat).norm()))
         assert effect.value == pytest.approx(float(terms[effect.name]), rel=1e-4)
-        assert effect.weight == pytest.approx(distiller.objective.weights[effect.name].value)
+        assert effect.weight == pytest.approx(distiller.objective.method[effect.name].weight.value)
         assert effect.gradient == pytest.approx(norms[-1], rel=1e-3)
         assert effect.reached
         assert effect.finite

@@ -19,6 +19,13 @@ TYPOS = {
     f"{DISTILL} --method att": "unknown loss 'att'; did you mean 'at'?",
     f"{DISTILL} --method {{kd: {{T: 4}}}}": "unknown option of loss 'kd' 'T'; did you mean 'temperature'?",
     f"{DISTILL} --method {{at: {{schedule: cosin}}}}": "unknown schedule 'cosin'; did you mean 'cosine'?",
+    f"{DISTILL} --method {{low: {{loss: att}}}}": "unknown loss 'att'; did you mean 'at'?",
+    f"{DISTILL} --method {{low: {{loss: at, layer: a}}}}": (
+        "unknown option of loss 'at' 'layer'; did you mean 'layers'?"
+    ),
+    f"{DISTILL} --method {{at: {{layers: []}}}}": "layers of term 'at' are []; expected 'auto', or names",
+    f"{DISTILL} --method {{kd: {{loss: at}}}}": "term 'kd' is of loss 'at'; expected another name, as",
+    f"{DISTILL} --method {{loss: {{loss: at}}}}": "a term is called 'loss'; expected a letter, then up to 39",
     f"{DISTILL} --schedule cosin": "unknown schedule 'cosin'; did you mean 'cosine'?",
     f"{DISTILL} --epochs x": "epochs is 'x'; expected a whole number",
     f"{DISTILL} --epochs 0": "epochs is 0; expected a whole number of at least 1",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from eyeline.losses import Loss, Target
 from eyeline.losses.base import check_labels
 from eyeline.objective.method import Method
 from eyeline.objective.terms import Objective, Terms, apart
-from eyeline.observe import Observation, Observer, Probe, named_pairs, pair_layers, shared_input_shape
+from eyeline.observe import Observation, Observer, Part, Probe, named_pairs, pair_layers, shared_input_shape
 
 
 class Distiller(nn.Module):
@@ -26,9 +26,11 @@ class Distiller(nn.Module):
         method: ``"kd"``, ``"at"``, ``"at+kd"``, ... or a mapping with every parameter
             (:func:`eyeline.objective.method.resolve_method`).
         layers: ``"auto"`` (found and paired by resolution), or names: ``"layer3"`` for both networks,
-            ``"block2:layer3"`` for the student's and the teacher's.
+            ``"block2:layer3"`` for the student's and the teacher's. A term of the method may have its own.
         input_shape: ``(C, H, W)`` of the images, where it cannot be told from the models.
         probes: of the student and the teacher, or of networks that they are copies of, where they were made.
+
+    ``layers`` tells the names of each term that looks at some, as (student's, teacher's).
 
     ``state_dict()`` holds the student and what the losses learn, not the teacher, which never moves;
     ``load_state_dict`` takes just that.
@@ -72,19 +74,20 @@ class Distiller(nn.Module):
         student_probe, teacher_probe = probes[0], None
         if self.teacher is not None:
             teacher_probe = probes[1] or Probe(self.teacher, input_shape)
-        if self.teacher is not None or layers != "auto" or self.objective.needs("class_maps"):
+        looks = any(map(self.objective.needs, ("features", "pre_activations", "class_maps")))
+        if self.teacher is not None or layers != "auto" or looks:
             student_probe = student_probe or Probe(student, input_shape)
         if student_probe is not None and teacher_probe is not None:
             same = self.objective.needs("logits", of_teacher=True)
             _check_answers(student_probe.answer, teacher_probe.answer, same_classes=same)
-        student_layers, teacher_layers = self._layers(layers, student_probe, teacher_probe)
+        self.layers = self._layers(layers, student_probe, teacher_probe)
         self.observe_teacher = (
-            None if self.teacher is None else self._observer(self.teacher, teacher_layers, teacher_probe)
+            None if self.teacher is None else self._observer(self.teacher, "teacher", teacher_probe)
         )
         try:
-            self.observe_student = self._observer(student, student_layers, student_probe)
+            self.observe_student = self._observer(student, "student", student_probe)
             try:
-                self.objective.setup(self.observe_student, self.observe_teacher)
+                self.objective.setup(self.observe_student, self.observe_teacher, self.layers)
             except InputError:
                 self.observe_student.close()
                 raise
@@ -99,44 +102,34 @@ class Distiller(nn.Module):
 
     def _layers(
         self, layers: str | Sequence[str], student: Probe | None, teacher: Probe | None
-    ) -> tuple[Sequence[str], Sequence[str]]:
-        """Names of the student's and the teacher's layers; of none where the losses need none."""
-        ours: Sequence[str] = ()
-        theirs: Sequence[str] = ()
+    ) -> dict[str, list[tuple[str, str]]]:
+        """Names of the (student's, teacher's) layers of each term that looks at some."""
         if layers != "auto":
-            ours, theirs = named_pairs(layers.split(",") if isinstance(layers, str) else layers)
-            if not ours:
-                raise InputError(f"layers is {layers!r}; expected 'auto' or names")
-            for probe, names in ((student, ours), (teacher, theirs)):
-                if probe is not None:
-                    probe.named(names)
-        needs = self.objective.needs
-        if teacher is None or not (needs("features") or needs("pre_activations")):
-            return (), ()
-        if layers == "auto":
-            assert student is not None
-            pairs = pair_layers(student.layers, teacher.layers)
-            return [left.name for left, _ in pairs], [right.name for _, right in pairs]
-        return ours, theirs
+            _paired(layers, student, teacher)  # a mistake in them shows, also where no term looks
+        method, looking = self.objective.method, self.objective.looking_at("features", "pre_activations")
+        return {name: _paired(method[name].layers or layers, student, teacher) for name in looking}
 
-    def _observer(self, network: nn.Module, layers: Sequence[str], probe: Probe | None) -> Observer:
-        needs = self.objective.needs
+    def _observer(
+        self, network: nn.Module, who: Literal["student", "teacher"], probe: Probe | None
+    ) -> Observer:
+        """At the layers of all terms."""
+        of = 0 if who == "student" else 1
+        activated = self.objective.looking_at("pre_activations")
         return Observer(
             network,
-            layers,
+            list(dict.fromkeys(pair[of] for pairs in self.layers.values() for pair in pairs)),
             self.input_shape,
-            pre_activations=needs("pre_activations"),
-            class_maps=needs("class_maps"),
+            pre_activations={pair[of] for term in activated for pair in self.layers[term]},
+            class_maps=self.objective.needs("class_maps"),
             probe=probe,
         )
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
-        """Names of the observed layers: (student's, teacher's)."""
+        """Names of the observed layers: (student's, teacher's), in the order in which terms mention them."""
         if self.observe_teacher is None:
             return []
-        both = zip(self.observe_student.layers, self.observe_teacher.layers, strict=True)
-        return [(student.name, teacher.name) for student, teacher in both]
+        return list(dict.fromkeys(pair for pairs in self.layers.values() for pair in pairs))
 
     def close(self) -> None:
         """Take the hooks off both networks; leaving a ``with`` does it too."""
@@ -184,7 +177,8 @@ class Distiller(nn.Module):
         assert self.teacher is not None
         if any(module.training for module in self.teacher.modules()):
             self.teacher.eval()
-        return ask_teacher(self.observe_teacher, images, labels, self.objective.targeted, names)
+        losses, parts = self.objective.targeted, self.objective.teacher_parts
+        return ask_teacher(self.observe_teacher, images, labels, losses, parts, names)
 
     def forward(self, images: Tensor, labels: Tensor, targets: Mapping[str, Target] | None = None) -> Terms:
         """The losses of one batch.
@@ -249,16 +243,34 @@ def ask_teacher(
     images: Tensor,
     labels: Tensor | None,
     losses: Mapping[str, Loss],
-    only: Collection[str] | None = None,
+    parts: Mapping[str, Part | None],
+    only: Collection[str],
 ) -> dict[str, Target]:
-    """The targets of ``losses`` (``only``: some of them) from one forward pass, by name."""
-    asked = {name: loss for name, loss in losses.items() if only is None or name in only}
+    """The targets of ``losses`` (``only`` those), each of its part of the layers, from one forward pass."""
+    asked = {name: loss for name, loss in losses.items() if name in only}
     differentiated = any("input_gradient" in loss.needs for loss in asked.values())
     with torch.set_grad_enabled(differentiated):
         if differentiated:
             images = images.detach().requires_grad_()
         seen = observe(images, labels)
-        return {name: loss.target(seen) for name, loss in asked.items()}
+        return {name: loss.target(seen.only(parts.get(name))) for name, loss in asked.items()}
+
+
+def _paired(
+    layers: str | Sequence[str], student: Probe | None, teacher: Probe | None
+) -> list[tuple[str, str]]:
+    """Names of (student's, teacher's) layers, from ``"auto"`` or names; without a teacher twice the same."""
+    if layers == "auto":
+        assert student is not None
+        pairs = pair_layers(student.layers, student.layers if teacher is None else teacher.layers)
+        return [(left.name, right.name) for left, right in pairs]
+    ours, theirs = named_pairs(layers.split(",") if isinstance(layers, str) else layers)
+    if not ours:
+        raise InputError(f"layers is {layers!r}; expected 'auto' or names")
+    for probe, names in ((student, ours), (teacher, theirs)):
+        if probe is not None:
+            probe.named(names)
+    return list(zip(ours, theirs, strict=True))
 
 
 def _check_networks(student: nn.Module, teacher: nn.Module | None) -> None:

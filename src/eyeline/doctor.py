@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -63,16 +63,19 @@ def examine(
             # a leaf in place of what has no gradient tells whether a loss looks at it
             leaves: list[tuple[str, Tensor]] = []
 
-            def watched(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            def watched(names: Iterable[str], tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
                 shown = []
-                for layer, tensor in zip(distiller.observe_student.layers, tensors, strict=False):
+                for name, tensor in zip(names, tensors, strict=True):
                     shown.append(tensor if tensor.requires_grad else tensor.detach().requires_grad_())
                     if not tensor.requires_grad:
-                        leaves.append((layer.name, shown[-1]))
+                        leaves.append((name, shown[-1]))
                 return tuple(shown)
 
+            student = distiller.observe_student
             seen = dataclasses.replace(
-                seen, features=watched(seen.features), pre_activations=watched(seen.pre_activations)
+                seen,
+                features=watched((layer.name for layer in student.layers), seen.features),
+                pre_activations=watched(student.activated, seen.pre_activations),
             )
             terms = objective.terms(seen, targets, labels)
         found = []

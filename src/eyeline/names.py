@@ -10,7 +10,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from eyeline.errors import InputError, nearest, unknown
 DATA = ("fashion_mnist", "fashion_mnist_sample", "cifar10", "cifar100", "folder:PATH")
 SCHEDULES = ("constant", "linear", "cosine", "step", "loss_rate")
 """Of the weight of a loss."""
-OPTIONS = ("weight", "schedule")
+OPTIONS = ("loss", "layers", "weight", "schedule")
 """Of every term of a method."""
 NOT_TERMS = (
     *("epoch", "step", "learning_rate", "loss", "train_accuracy", "validation_accuracy", "validation_loss"),
@@ -44,7 +44,7 @@ def check_names(*, methods: Any = (), data: Any = None, networks: Iterable[Any] 
     """
     methods = [methods] if isinstance(methods, str) else methods
     for method in methods.values() if isinstance(methods, Mapping) else methods:
-        named_losses(method)
+        named_terms(method)
     if isinstance(data, str | os.PathLike):
         check_data(os.fspath(data))
     for network in networks:
@@ -52,11 +52,13 @@ def check_names(*, methods: Any = (), data: Any = None, networks: Iterable[Any] 
             check_network(network)
 
 
-def named_losses(method: str | Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Loss -> the options that a method string or mapping gives it, all of them known.
+def named_terms(method: str | Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Term -> the options that a method string or mapping gives it, all of them known; ``loss`` among them
+    where it is not the term's name.
 
     Raises:
-        InputError: an unknown loss, option or schedule, a value that is not finite, or no loss at all.
+        InputError: an unknown loss, option or schedule, a value that is not finite, what cannot be the name
+            of a term, or no loss at all.
     """
     known = losses()
     listing = ", ".join(known)
@@ -81,16 +83,40 @@ def named_losses(method: str | Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     if not given:
         raise InputError(f"the method has no loss; expected some of {listing}")
     for name, options in given.items():
-        if name not in known:
-            raise unknown("loss", name, known)
+        loss = options.get("loss", name)
+        if not isinstance(loss, str) or loss not in known:
+            raise unknown("loss", loss, known)
+        if loss == name:
+            options.pop("loss", None)
+        elif name in known or loss == "ce":
+            wanted = "another name, as that is a loss itself" if name in known else "the name 'ce'"
+            raise InputError(f"term {name!r} is of loss {loss!r}; expected {wanted}")
+        else:
+            check_term_name(name)
         for option, value in options.items():
-            if option not in {*known[name], *OPTIONS}:
-                raise unknown(f"option of loss {name!r}", option, {*known[name], *OPTIONS})
+            if option not in {*known[loss], *OPTIONS}:
+                raise unknown(f"option of loss {loss!r}", option, {*known[loss], *OPTIONS})
             if isinstance(value, float) and not math.isfinite(value):
-                raise InputError(f"{option} is {value}; expected a finite value (loss {name!r})")
+                raise InputError(f"{option} is {value}; expected a finite value (loss {loss!r})")
+        if "layers" in options:
+            options["layers"] = _layers_of(name, options["layers"])
         if options.get("schedule", SCHEDULES[0]) not in SCHEDULES:
             raise unknown("schedule", options["schedule"], SCHEDULES)
     return given
+
+
+def _layers_of(name: str, layers: Any) -> str | list[str]:
+    """The layers of a term: ``"auto"``, or names."""
+    if layers == "auto":
+        return "auto"
+    listed = layers.split(",") if isinstance(layers, str) else layers
+    named = isinstance(listed, Sequence) and all(isinstance(each, str) and each.strip() for each in listed)
+    if not (named and listed):
+        raise InputError(
+            f"layers of term {name!r} are {layers!r}; expected 'auto', or names such as [layer1, layer2] or "
+            "['student_layer:teacher_layer']"
+        )
+    return [each.strip() for each in listed]
 
 
 def check_term_name(name: Any) -> None:
@@ -140,7 +166,8 @@ def losses_in_source() -> Mapping[str, tuple[str, ...]]:
 
 def has_own_losses(method: str | Mapping[str, Any]) -> bool:
     """Whether all losses of a method are eyeline's own, which a process that registers none knows too."""
-    return named_losses(method).keys() <= losses_in_source().keys()
+    terms = named_terms(method).items()
+    return {options.get("loss", name) for name, options in terms} <= losses_in_source().keys()
 
 
 _OF_A_LOSS = {

@@ -16,6 +16,7 @@ import torchvision
 from torch import Tensor, nn
 
 from eyeline import InputError, Observer, create_model
+from eyeline.observe.observer import _Recording
 from networks import Answers, OverwrittenLater, Plain
 
 BY_HAND = ["stage1", "stage2", "stage3"]
@@ -120,17 +121,14 @@ def test_silent_when_called_by_others_and_nothing_kept_between_calls(net: Plain)
     gc.collect()
     assert kept() is None
     net(x)
-    assert not observer._seen
-    assert not observer._versions
-    assert not observer._recording
+    assert observer._recording == _Recording()
 
 
 def test_nothing_kept_after_an_error(net: Plain) -> None:
     observer = Observer(net)
     with pytest.raises(RuntimeError):
         observer(torch.randn(2, 1, 16, 16))
-    assert not observer._seen
-    assert not observer._recording
+    assert observer._recording == _Recording()
 
 
 def test_gradient_flows_and_no_grad_is_respected(net: Plain) -> None:
@@ -184,7 +182,7 @@ def test_two_observers_of_one_network_do_not_disturb_each_other(net: Plain) -> N
     x = torch.randn(2, 3, 16, 16)
     first, second = Observer(net), Observer(net, ["stage2.0"])
     assert len(first(x).features) == 3
-    assert not second._seen
+    assert second._recording == _Recording()
     assert torch.equal(second(x).features[0], net.stage2[0](first(x).features[0]))
 
 
@@ -271,7 +269,7 @@ def test_compiled_without_a_graph_break(
     for a, b in zip(seen.features, eager.features, strict=True):
         torch.testing.assert_close(a, b)
     torch.testing.assert_close(net(x), eager.logits)  # called by others
-    assert not observer._seen
+    assert observer._recording == _Recording()
     seen.features[0].square().sum().backward()
     gradient = next(net.parameters()).grad
     assert gradient is not None

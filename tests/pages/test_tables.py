@@ -211,8 +211,8 @@ def test_points_never_round_a_difference_to_nothing() -> None:
 
 
 def test_display_names() -> None:
-    assert [display_name(m) for m in ("ce", "kd", "at", "at+kd", "sp", "my AT")] == [
-        "student alone", "KD", "AT", "AT + KD", "SP", "my AT",
+    assert [display_name(m) for m in ("ce", "kd", "at", "at+kd", "sp", "my AT", "low+high", "at+low")] == [
+        "student alone", "KD", "AT", "AT + KD", "SP", "my AT", "low + high", "AT + low",
     ]  # fmt: skip
 
 

@@ -183,7 +183,7 @@ def test_a_term_of_weight_0_has_no_figure_and_the_student_is_the_same(
     distiller = run(tmp_path / "run", method, student)
     terms = {*distiller.objective.method}
     falls = {"at"} if method == "at+kd" else {"act"}
-    never = {name for name, weight in distiller.objective.weights.items() if not weight.value}
+    never = {name for name, term in distiller.objective.method.items() if not term.weight.value}
     for number, row in enumerate(rows(tmp_path / "run"), 1):
         shown = {name for name in terms if row.get(name)}
         assert shown == terms - never - (falls if number == 4 else set())

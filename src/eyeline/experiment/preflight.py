@@ -15,7 +15,6 @@ from eyeline.errors import InputError
 from eyeline.experiment.experiment import Experiment, Teacher
 from eyeline.experiment.place import Place
 from eyeline.memory.folder import check_folder
-from eyeline.objective.method import method_name
 from eyeline.settings import Settings
 
 
@@ -91,7 +90,7 @@ def _try_step(distiller: Distiller, shape: tuple[int, int, int], classes: int) -
         bad = ["the gradient"]
     if bad:
         raise InputError(
-            f"{', '.join(bad)} of method {method_name(distiller.objective.method)} is not finite on images "
+            f"{', '.join(bad)} of method {distiller.objective.name} is not finite on images "
             "of noise; the student, the teacher or a parameter of the method has values that are too large"
         )
     check_effects(effects)

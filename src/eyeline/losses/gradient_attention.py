@@ -256,7 +256,7 @@ def _gradients(seen: Observation, where: Where, create_graph: bool) -> tuple[Ten
 def _another_pass(seen: Observation, images: Tensor, statistics: Statistics) -> Observation:
     assert seen.observer is not None
     with _batch_norm(seen.observer.model, statistics):
-        return seen.observer(images, seen.labels)
+        return seen.again(images)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from eyeline.errors import InputError
 from eyeline.losses import Loss, Target
 from eyeline.memory.encoding import encode
 from eyeline.memory.names import target_names
-from eyeline.observe import Observer
+from eyeline.observe import Observer, Part
 
 
 class SharedTeacher:
@@ -23,36 +23,40 @@ class SharedTeacher:
 
     network: nn.Module
     losses: dict[str, Loss]
+    parts: dict[str, Part | None]
+    """What each sees of the layers."""
 
     def __init__(self, distillers: Sequence[Distiller]) -> None:
         asking = [distiller for distiller in distillers if distiller.observe_teacher is not None]
         observers = [d.observe_teacher for d in asking if d.observe_teacher is not None]
         self.network = observers[0].model
-        # all pair the same layers, or need none
-        layers = max((observer.layers for observer in observers), key=len)
-        needed = {
-            what for d in asking for what in ("pre_activations", "class_maps") if d.objective.needs(what)
-        }
+        layers = list(dict.fromkeys(layer.name for observer in observers for layer in observer.layers))
+        activated = {name for observer in observers for name in observer.activated}
+        class_maps = any(observer.head for observer in observers)
         enough = [
             observer
-            for observer, d in zip(observers, asking, strict=True)
-            if observer.layers == layers and all(d.objective.needs(what) for what in needed)
+            for observer in observers
+            if len(observer.layers) == len(layers)
+            and activated <= {*observer.activated}
+            and (observer.head or not class_maps)
         ]
         self._own = None
         if not enough:
             self._own = Observer(
                 self.network,
-                [layer.name for layer in layers],
+                layers,
                 asking[0].input_shape,
-                pre_activations="pre_activations" in needed,
-                class_maps="class_maps" in needed,
+                pre_activations=activated,
+                class_maps=class_maps,
             )
         self.observe = self._own or enough[0]
-        self.losses = {
-            name: distiller.objective.targeted[term]
-            for distiller in distillers
-            for term, name in target_names(distiller).items()
-        }
+        self.losses, self.parts = {}, {}
+        for distiller in distillers:
+            for term, name in target_names(distiller).items():
+                loss = self.losses[name] = distiller.objective.targeted[term]
+                if term in distiller.layers:
+                    theirs = [right for _, right in distiller.layers[term]]
+                    self.parts[name] = self.observe.part(theirs, "pre_activations" in loss.needs)
 
     def __enter__(self) -> SharedTeacher:
         return self
@@ -63,7 +67,7 @@ class SharedTeacher:
 
     def targets(self, images: Tensor, labels: Tensor, names: Collection[str]) -> dict[str, Target]:
         """Of one forward pass on ``images`` ``[N, C, H, W]`` of ``labels`` ``[N]``: those that are named."""
-        return ask_teacher(self.observe, images, labels, self.losses, names)
+        return ask_teacher(self.observe, images, labels, self.losses, self.parts, names)
 
     def bytes_per_image(self, images: Tensor, precision: str) -> dict[str, int]:
         """What each target of one view of one image takes, from a few images of any content.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
+from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,9 @@ from torch.export import register_dataclass
 
 from eyeline.errors import InputError
 from eyeline.losses import Loss, Target
-from eyeline.objective.method import Method, build, resolve_method
-from eyeline.objective.schedules import Weight, loss_rates
-from eyeline.observe import Observation, Observer
+from eyeline.objective.method import Method, Term, joined_name, terms_of
+from eyeline.objective.schedules import loss_rates
+from eyeline.observe import Observation, Observer, Part
 
 
 @dataclass(eq=False)
@@ -74,6 +74,8 @@ class Objective(nn.Module):
         method: a method string or mapping, see :func:`resolve_method`.
     """
 
+    method: dict[str, Term]
+    """Its terms by name, in the order in which they are computed."""
     active: list[str]
     """The terms whose weight is not 0 now, by their own schedule: no other is computed."""
     factors: Tensor
@@ -82,25 +84,29 @@ class Objective(nn.Module):
 
     def __init__(self, method: Method) -> None:
         super().__init__()
-        self.method = resolve_method(method)
-        self.losses = nn.ModuleDict({name: build(name, options) for name, options in self.method.items()})
-        self.weights = {name: Weight(o["weight"], o["schedule"]) for name, o in self.method.items()}
-        self._balanced = [n for n, w in self.weights.items() if w.schedule == "loss_rate" and w.value]
+        self.method = terms_of(method)
+        self.losses = nn.ModuleDict({name: term.build() for name, term in self.method.items()})
+        weights = {name: term.weight for name, term in self.method.items()}
+        self._balanced = [n for n, w in weights.items() if w.schedule == "loss_rate" and w.value]
+        # of the terms that see less than is observed
+        self._student_parts: dict[str, Part] = {}
+        self.teacher_parts: dict[str, Part] = {}
         # a tensor: a weight that changes is then no new graph for torch.compile and no host transfer a step
-        self.register_buffer("factors", torch.zeros(len(self.weights)), persistent=False)
+        self.register_buffer("factors", torch.zeros(len(weights)), persistent=False)
         # mean losses of the last epoch, and of the first one in which they were not 0; 0 until there are any
-        self.register_buffer("first_losses", torch.zeros(len(self.weights)))
-        self.register_buffer("last_losses", torch.zeros(len(self.weights)))
+        self.register_buffer("first_losses", torch.zeros(len(weights)))
+        self.register_buffer("last_losses", torch.zeros(len(weights)))
         self.set_progress(0, 1)
 
     def set_progress(self, epoch: int, epochs: int, learning_rate_factor: float = 1.0) -> None:
         """Set the weights for ``epoch`` (from 0) of ``epochs``."""
-        values = [weight.at(epoch, epochs, learning_rate_factor) for weight in self.weights.values()]
+        terms = list(self.method.values())
+        values = [term.weight.at(epoch, epochs, learning_rate_factor) for term in terms]
         self.active = self.active_in(epoch, epochs, learning_rate_factor)
         factors = torch.tensor(values, dtype=torch.float64)
-        balanced = [i for i, name in enumerate(self.weights) if name in self._balanced]
+        balanced = [i for i, term in enumerate(terms) if term.name in self._balanced]
         if balanced:
-            names = [list(self.weights)[i] for i in balanced]
+            names = [terms[i].name for i in balanced]
             rates = loss_rates(names, self.first_losses[balanced], self.last_losses[balanced])
             factors[balanced] *= rates.to(factors)
         self.factors.copy_(factors)
@@ -116,12 +122,17 @@ class Objective(nn.Module):
             raise InputError(
                 f"the mean of {', '.join(missing)} is missing; expected {', '.join(self._balanced)}"
             )
-        self.last_losses.copy_(torch.tensor([losses.get(name, 0.0) for name in self.weights]))
+        self.last_losses.copy_(torch.tensor([losses.get(name, 0.0) for name in self.method]))
         self.first_losses.copy_(torch.where(self.first_losses == 0, self.last_losses, self.first_losses))
 
     def active_in(self, epoch: int, epochs: int, learning_rate_factor: float = 1.0) -> list[str]:
         """The terms whose weight in ``epoch`` (from 0) of ``epochs`` is not 0; no other is computed."""
-        return [n for n, weight in self.weights.items() if weight.at(epoch, epochs, learning_rate_factor)]
+        return [n for n, t in self.method.items() if t.weight.at(epoch, epochs, learning_rate_factor)]
+
+    @property
+    def name(self) -> str:
+        """The short string of the method."""
+        return joined_name(self.method)
 
     @property
     def needs_teacher(self) -> bool:
@@ -133,10 +144,26 @@ class Objective(nn.Module):
         losses = [loss for name, loss in self._losses().items() if name in self.active or not now]
         return any(what in loss.needs and (loss.needs_teacher or not of_teacher) for loss in losses)
 
-    def setup(self, student: Observer, teacher: Observer | None) -> None:
-        """Let the losses make their learnable parts for what is observed of these networks."""
-        for loss in self._losses().values():
-            loss.setup(student, teacher)
+    def looking_at(self, *what: str) -> list[str]:
+        """The terms that need some of it observed."""
+        return [name for name, loss in self._losses().items() if not loss.needs.isdisjoint(what)]
+
+    def setup(
+        self, student: Observer, teacher: Observer | None, layers: Mapping[str, Sequence[tuple[str, str]]]
+    ) -> None:
+        """Let the losses make their learnable parts for what is observed of these networks.
+
+        ``layers``: (student's, teacher's) of each term that looks at some. Every loss sees its own alone.
+        """
+        for name, loss in self._losses().items():
+            ours, theirs = student, teacher
+            if name in layers:
+                before = "pre_activations" in loss.needs
+                if part := student.part([left for left, _ in layers[name]], before):
+                    self._student_parts[name], ours = part, student.only(part)
+                if teacher and (part := teacher.part([right for _, right in layers[name]], before)):
+                    self.teacher_parts[name], theirs = part, teacher.only(part)
+            loss.setup(ours, theirs)
 
     @property
     def targeted(self) -> dict[str, Loss]:
@@ -145,12 +172,19 @@ class Objective(nn.Module):
 
     def target(self, teacher: Observation) -> dict[str, Target]:
         """All that must be remembered of the teacher, by loss."""
-        return {name: loss.target(teacher) for name, loss in self.targeted.items() if name in self.active}
+        return {
+            name: loss.target(teacher.only(self.teacher_parts.get(name)))
+            for name, loss in self.targeted.items()
+            if name in self.active
+        }
 
     def terms(self, student: Observation, targets: Mapping[str, Target], labels: Tensor) -> dict[str, Tensor]:
         """The losses whose weight is not 0 now, unweighted, with their graphs."""
-        losses = self._losses()
-        return {name: losses[name](student, targets.get(name, {}), labels) for name in self.active}
+        losses, parts = self._losses(), self._student_parts
+        return {
+            name: losses[name](student.only(parts.get(name)), targets.get(name, {}), labels)
+            for name in self.active
+        }
 
     def forward(self, student: Observation, targets: Mapping[str, Target], labels: Tensor) -> Terms:
         terms, weighted = self.terms(student, targets, labels), []

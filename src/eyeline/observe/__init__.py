@@ -1,7 +1,7 @@
 """Seeing what a network shows: layers that are found, or named, and observed through forward hooks."""
 
 from eyeline.observe.discover import named_pairs, pair_layers
-from eyeline.observe.layer import Head, Layer, Place
+from eyeline.observe.layer import Head, Layer, Part, Place
 from eyeline.observe.observer import Observation, Observer
 from eyeline.observe.passes import as_it_was, buffers_kept, evaluation_mode
 from eyeline.observe.probe import Probe, find_layers, shared_input_shape
@@ -11,6 +11,7 @@ __all__ = [
     "Layer",
     "Observation",
     "Observer",
+    "Part",
     "Place",
     "Probe",
     "as_it_was",

@@ -34,6 +34,14 @@ class Place:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Some of the layers that are observed, in an order of their own: their places in an observation."""
+
+    features: tuple[int, ...]
+    pre_activations: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Head:
     """A linear classifier on globally average-pooled features: logits = mean over H, W of (W A) + b."""
 

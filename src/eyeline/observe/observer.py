@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import functools
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from eyeline.double_backward import TwiceDifferentiable
 from eyeline.errors import InputError
-from eyeline.observe.layer import Head, Layer, Place
+from eyeline.observe.layer import Head, Layer, Part, Place
 from eyeline.observe.probe import Probe
 
 
@@ -37,7 +37,38 @@ class Observation:
     labels: Tensor | None = None
     """``[N]`` int64, of the images."""
     observer: Observer | None = None
-    """Who saw it, for what needs another pass."""
+    """Who saw it."""
+    part: Part | None = None
+    """Which of the layers that were seen these are; none: all."""
+
+    def only(self, part: Part | None) -> Observation:
+        """The same of some of the observed layers; of all where there is no part."""
+        if part is None:
+            return self
+        return Observation(
+            self.logits,
+            tuple(self.features[place] for place in part.features),
+            tuple(self.pre_activations[place] for place in part.pre_activations),
+            self.class_maps,
+            self.images,
+            self.labels,
+            self.observer,
+            part,
+        )
+
+    def again(self, images: Tensor) -> Observation:
+        """What the network shows of other images ``[N, C, H, W]`` of the same labels, in another pass."""
+        assert self.observer is not None
+        return self.observer(images, self.labels).only(self.part)
+
+
+@dataclass
+class _Recording:
+    """What the hooks of an observer have seen in a pass."""
+
+    on: bool = False
+    seen: dict[Place, Tensor] = field(default_factory=dict)
+    versions: dict[Place, int] = field(default_factory=dict)
 
 
 class Observer:
@@ -49,7 +80,7 @@ class Observer:
             or one string with commas), or nothing (``()``), which observes the logits alone.
         input_shape: ``(C, H, W)`` of an image, for the probe that finds and checks the layers; by default
             taken from the model (timm's ``pretrained_cfg``) or tried out.
-        pre_activations: see what the layers' activation functions are given as well.
+        pre_activations: see what the layers' activation functions are given as well; or of which layers.
         class_maps: see the class-activation maps as well.
         probe: of this network, or of one that it is a copy of, where it was made already.
 
@@ -76,23 +107,26 @@ class Observer:
         layers: str | Sequence[str] = "auto",
         input_shape: tuple[int, int, int] | None = None,
         *,
-        pre_activations: bool = False,
+        pre_activations: bool | Collection[str] = False,
         class_maps: bool = False,
         probe: Probe | None = None,
     ) -> None:
         self.model = model
         self.layers: tuple[Layer, ...] = ()
+        self.activated: tuple[str, ...] = ()
+        """The layers whose pre-activations are seen."""
         self._pre_activations: tuple[Place, ...] = ()
         self.head: Head | None = None
         if layers or class_maps:
             probe = probe or Probe(model, input_shape)
             self.layers = probe.layers if layers == "auto" else probe.named(_names(layers))
-            self._pre_activations = probe.pre_activations(self.layers) if pre_activations else ()
+            asked = {layer.name for layer in self.layers} if pre_activations is True else pre_activations
+            activated = [layer for layer in self.layers if asked and layer.name in asked]
+            self.activated = tuple(layer.name for layer in activated)
+            self._pre_activations = probe.pre_activations(activated) if activated else ()
             self.head = probe.head if class_maps else None
         self._features = tuple(Place(layer.name, "output", layer.overwritten) for layer in self.layers)
-        self._seen: dict[Place, Tensor] = {}
-        self._versions: dict[Place, int] = {}
-        self._recording = False
+        self._recording = _Recording()
         modules = dict(model.named_modules())
         self._handles = {}
         heads = () if self.head is None else (self.head.features,)
@@ -112,7 +146,7 @@ class Observer:
     def of_replica(self, model: nn.Module) -> Observer:
         """The same, of a copy that ``nn.DataParallel`` made of the model: its hooks still report here."""
         other = copy.copy(self)
-        other.model, other._seen, other._versions = model, {}, {}
+        other.model, other._recording = model, _Recording()
         modules = dict(model.named_modules())
         for place, handle in self._handles.items():
             hooks = "_forward_hooks" if place.side == "output" else "_forward_pre_hooks"
@@ -129,15 +163,16 @@ class Observer:
         self._record(place, args[0])
 
     def _record(self, place: Place, tensor: Tensor) -> None:
-        if self._recording:
+        recording = self._recording
+        if recording.on:
             # a later in-place operation would change what is seen
-            self._seen[place] = tensor.clone() if place.overwritten else tensor
+            recording.seen[place] = tensor.clone() if place.overwritten else tensor
             if not torch.compiler.is_compiling() and not tensor.is_inference():
-                self._versions[place] = self._seen[place]._version
+                recording.versions[place] = recording.seen[place]._version
 
     def __call__(self, images: Tensor, labels: Tensor | None = None) -> Observation:
         """Run the model on ``images`` ``[N, C, H, W]``; their ``labels`` ``[N]`` are handed on."""
-        self._recording = True
+        self._recording.on = True
         try:
             with TwiceDifferentiable() if images.requires_grad else nullcontext():
                 logits = self.model(images)
@@ -145,9 +180,9 @@ class Observer:
             pre_activations = tuple(self._tensor(place) for place in self._pre_activations)
             class_maps = self._class_maps()
         finally:
-            self._recording = False
-            self._seen.clear()
-            self._versions.clear()
+            self._recording.on = False
+            self._recording.seen.clear()
+            self._recording.versions.clear()
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             shown = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise InputError(f"the model answers {shown}; expected logits [N, K] in one tensor")
@@ -163,19 +198,36 @@ class Observer:
         return F.conv2d(features, weight.reshape(*weight.shape[:2], 1, 1))
 
     def _tensor(self, place: Place) -> Tensor:
-        tensor = self._seen.get(place)
+        tensor, versions = self._recording.seen.get(place), self._recording.versions
         if tensor is None:
             raise InputError(
                 f"layer {place.module!r} did not run in this forward pass, or was not seen: a compiled model "
                 "must be observed before its first call"
             )
-        if place in self._versions and tensor._version != self._versions[place]:
+        if place in versions and tensor._version != versions[place]:
             raise InputError(
                 f"the {place.side} of layer {place.module!r} was overwritten in place later in the forward "
                 "pass (not so in evaluation mode); observe another layer, or set inplace=False on what "
                 "follows it"
             )
         return tensor
+
+    def part(self, names: Sequence[str], pre_activations: bool) -> Part | None:
+        """Where these layers, and their pre-activations if asked, are in an observation; none: all of it."""
+        observed = [layer.name for layer in self.layers]
+        if [*names] == observed and (not pre_activations or (*names,) == self.activated):
+            return None
+        before = map(self.activated.index, names) if pre_activations else ()
+        return Part(tuple(map(observed.index, names)), tuple(before))
+
+    def only(self, part: Part) -> Observer:
+        """The same of some of the observed layers, with the same hooks."""
+        other = copy.copy(self)
+        other.layers = tuple(self.layers[place] for place in part.features)
+        other._features = tuple(self._features[place] for place in part.features)
+        other.activated = tuple(self.activated[place] for place in part.pre_activations)
+        other._pre_activations = tuple(self._pre_activations[place] for place in part.pre_activations)
+        return other
 
     def close(self) -> None:
         """Take the hooks off the model; leaving a ``with`` does it too."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from eyeline.errors import InputError
 from eyeline.files import read_json
+from eyeline.names import losses_in_source
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -92,12 +92,11 @@ def _is_method(entry: object) -> bool:
 
 
 def display_name(method: str) -> str:
-    """The name a reader sees: "ce" is the student alone, "at+kd" is "AT + KD"."""
+    """The name a reader sees: "ce" is the student alone, "at+kd" is "AT + KD"; names of the user's stay."""
     if method == "ce":
         return "student alone"
-    if not re.fullmatch(r"[a-z_]+(\+[a-z_]+)*", method):
-        return method  # a name of the user's
-    return " + ".join(part.strip().upper() for part in method.split("+"))
+    known, parts = losses_in_source(), [part.strip() for part in method.split("+")]
+    return " + ".join(part.upper() if part in known else part for part in parts)
 
 
 def in_order(study: Mapping[str, Any]) -> list[dict[str, Any]]:
