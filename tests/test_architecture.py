@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,6 +54,12 @@ FILES = sorted(file for file in SOURCE.rglob("*.py") if not room(file).startswit
 
 def test_every_room_is_in_the_order() -> None:
     assert {room(file) for file in FILES} == set(ROOMS)
+
+
+def test_the_map_lists_the_rooms_in_their_order() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
+    listed = page.partition("src/eyeline/\n")[2].partition("```")[0]
+    assert tuple(re.findall(r"^  ([a-z_]+)(?:\.py|/) ", listed, re.MULTILINE)) == ROOMS
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(SOURCE).as_posix())

@@ -17,7 +17,7 @@ from eyeline.ranks import is_main_process
 from eyeline.runs.card import architecture
 from eyeline.runs.folder import ANSWERS, CHECKPOINT, DOCTOR, RunFolder
 from eyeline.runs.run import Run
-from eyeline.training.doctoring import examined
+from eyeline.training.first_step import examined
 from eyeline.training.result import finish, test_again
 from eyeline.training.trainer import fit
 

@@ -63,7 +63,7 @@ def distill(
     )
     from eyeline.objective.method import method_name, resolve_method
     from eyeline.runs.card import called
-    from eyeline.training.doctoring import examined
+    from eyeline.training.first_step import examined
     from eyeline.training.remembering import planned_memory
     from eyeline.training.run import train_run
 
