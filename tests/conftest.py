@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 from hypothesis import settings
@@ -13,6 +14,11 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 
 if str(Path(__file__).parent) not in sys.path:
     sys.path.insert(0, str(Path(__file__).parent))  # `from oracles.attention import ...`
+
+from shapes import check_shapes
+
+if not os.environ.get("EYELINE_UNCHECKED"):
+    check_shapes()  # before eyeline is imported
 
 from tiny import save_tiny_data
 
@@ -24,9 +30,10 @@ settings.load_profile("repeatable")
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup() -> None:
+def pytest_runtest_setup(item: pytest.Item) -> None:
     """What a test or its fixtures draw, or log, does not depend on the tests before it."""
     torch.manual_seed(0)
+    jaxtyping.config.update("jaxtyping_disable", "unchecked" in item.keywords)
     rank_zero_only.rank = 0  # Lightning keeps the rank of the last process that it was told of
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -15,12 +15,18 @@ from torch import Tensor
 
 from eyeline.errors import InputError, unknown
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
 Reduce = Literal["sum", "max"]
 
 
 def attention_map(
-    activation: Tensor, exponent: float = 2.0, reduce: Reduce = "sum", normalize: bool = True
-) -> Tensor:
+    activation: Float[Tensor, "n c h w"],
+    exponent: float = 2.0,
+    reduce: Reduce = "sum",
+    normalize: bool = True,
+) -> Float[Tensor, "n h w"]:
     """Reduce an activation to its spatial attention map.
 
     ``Q = Σ_c |A_c|^p`` (``reduce="sum"``) or ``Q = max_c |A_c|^p`` (``reduce="max"``), then, with
@@ -54,20 +60,22 @@ def attention_map(
     return _max_map(activation, exponent, normalize)
 
 
-def normalized(maps: Tensor, dim: tuple[int, ...] = (1, 2)) -> Tensor:
+def normalized(maps: Float[Tensor, "*maps"], dim: tuple[int, ...] = (1, 2)) -> Float[Tensor, "*maps"]:
     """Divide each map ``[N, H, W]`` by its Euclidean norm over ``dim``; a map of zeros stays as it is."""
     # the norm has no derivative at 0, not even a second one that a where() behind it could hide
     empty = maps.detach().abs().amax(dim, keepdim=True) == 0
     return maps / torch.linalg.vector_norm(torch.where(empty, 1, maps), dim=dim, keepdim=True)
 
 
-def relative(tensor: Tensor, dims: tuple[int, ...]) -> Tensor:
+def relative(tensor: Float[Tensor, "*shape"], dims: tuple[int, ...]) -> Float[Tensor, "*shape"]:
     """Divided by its strongest absolute value over ``dims``, held constant; zeros stay zeros."""
     peak = tensor.detach().abs().amax(dims, keepdim=True)
     return tensor / torch.where(peak > 0, peak, 1)
 
 
-def resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
+def resized(
+    maps: Float[Tensor, "n *c _ _"], size: tuple[int, int]
+) -> Float[Tensor, "n *c {size[0]} {size[1]}"]:
     """Resize maps ``[N, H, W]``, or ``[N, C, H, W]``, to ``size``, each axis on its own: area average down,
     bilinear up."""
     if maps.shape[-2:] == size:
@@ -101,7 +109,9 @@ def _map_dtype(activation: Tensor) -> torch.dtype:
     return torch.float64 if activation.dtype == torch.float64 else torch.float32
 
 
-def _max_map(activation: Tensor, exponent: float, normalize: bool) -> Tensor:
+def _max_map(
+    activation: Float[Tensor, "n c h w"], exponent: float, normalize: bool
+) -> Float[Tensor, "n h w"]:
     # max, unlike amax, sends the whole gradient through one channel where several are equally strong
     strongest = activation.abs().max(1).values.to(_map_dtype(activation))
     if not normalize:

@@ -127,7 +127,7 @@ def test_height_and_width_are_pooled_each_on_its_own() -> None:
     loss: Any = whole.objective.losses["aft"]
     ours, theirs = random(2, 4, 8, 3), random(2, 5, 4, 6, seed=1)
     target = loss.target(Observation(torch.zeros(2, 5), pre_activations=(theirs,)))
-    found = loss(Observation(torch.zeros(2, 5), pre_activations=(ours,)), target, None)
+    found = loss(Observation(torch.zeros(2, 5), pre_activations=(ours,)), target, torch.tensor([0, 1]))
     sides = parameters(loss.align[0]), parameters(loss.embed[0])
     expected = oracle.attention_feature_loss(ours, theirs, *sides, "sigmoid")  # at 4x3
     assert found.item() == pytest.approx(expected, rel=1e-10)

@@ -244,6 +244,7 @@ def test_autocast(net: Plain) -> None:
         torch.testing.assert_close(low.float(), high, atol=0.1, rtol=0.1)
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize(
     ("make", "backend", "compiled_first"),
     [(Plain, "eager", False), (Plain, "eager", True), (lambda: create_model("wrn_10_1"), "aot_eager", False)],
@@ -287,6 +288,7 @@ def test_compiled_value_before_a_later_operation_in_place(how: str) -> None:
     torch.testing.assert_close(observer(x).features[0], before)
 
 
+@pytest.mark.unchecked
 def test_the_probe_of_a_compiled_network_is_not_compiled() -> None:
     torch._dynamo.reset()
     graphs: list[object] = []
@@ -498,6 +500,7 @@ def test_pre_activations_of_smooth_activations() -> None:
     assert torch.equal(seen.features[1], nn.functional.gelu(net[2](nn.functional.silu(one))))
 
 
+@pytest.mark.unchecked
 def test_everything_at_once_compiled_copied_and_closed(net: Plain) -> None:
     torch._dynamo.reset()
     x = torch.randn(2, 3, 16, 16)

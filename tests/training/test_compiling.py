@@ -19,6 +19,8 @@ from eyeline.training.compiling import Part, compile_parts, losses_part, restore
 from networks import Smooth
 from tiny import tiny_net
 
+pytestmark = pytest.mark.unchecked
+
 CPU = torch.device("cpu")
 
 

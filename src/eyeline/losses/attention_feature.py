@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +13,15 @@ from eyeline.losses._common import wide
 from eyeline.losses.base import Loss, Target, register
 from eyeline.observe import Observation, Observer
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
 Binary = Literal["sigmoid", "mean", "soft"]
 
 
-def attention_feature(maps: Tensor, pre_activation: Tensor, binary: Binary = "sigmoid") -> Tensor:
+def attention_feature(
+    maps: Float[Tensor, "n c h w"], pre_activation: Float[Tensor, "n c h w"], binary: Binary = "sigmoid"
+) -> Float[Tensor, "n c h w"]:
     """``AFB = Binary(maps) + ReLU(Pre)``: where a network attends, on top of what it sees there.
 
     ``Binary(u)`` is ``1[sigmoid(u) > 0.5]`` (``"sigmoid"``), ``1[u > mean over H, W of |u|]`` (``"mean"``),
@@ -88,7 +93,7 @@ class AttentionFeatureTransfer(Loss):
     def target(self, teacher: Observation) -> Target:
         return {f"pre{i}": pre.detach() for i, pre in enumerate(teacher.pre_activations)}
 
-    def forward(self, student: Observation, target: Target, labels: Tensor) -> Tensor:
+    def forward(self, student: Observation, target: Target, labels: Int[Tensor, "n"]) -> Float[Tensor, ""]:
         losses = []
         for i, ours in enumerate(student.pre_activations):
             theirs = target[f"pre{i}"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -13,16 +13,19 @@ from eyeline.errors import InputError, unknown
 from eyeline.losses.base import Loss, Target, register
 from eyeline.observe import Observation, Observer
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
 Reduction = Literal["mean_square", "norm"]
 
 
 def attention_transfer_loss(
-    student: Tensor,
-    teacher: Tensor,
+    student: Float[Tensor, "n c h w"],
+    teacher: Float[Tensor, "n c_t h_t w_t"],
     exponent: float = 2.0,
     reduce: Reduce = "sum",
     reduction: Reduction = "mean_square",
-) -> Tensor:
+) -> Float[Tensor, ""]:
     """Distance between the normalised attention maps of one pair of activations, unweighted.
 
     With ``q`` the normalised map of :func:`eyeline.functional.attention_map` and ``d = q_s - q_t``:
@@ -52,7 +55,9 @@ def attention_transfer_loss(
     return map_distance(attention_map(student, exponent, reduce), remembered, reduction)
 
 
-def map_distance(student: Tensor, teacher: Tensor, reduction: Reduction) -> Tensor:
+def map_distance(
+    student: Float[Tensor, "n h w"], teacher: Float[Tensor, "n h_t w_t"], reduction: Reduction
+) -> Float[Tensor, ""]:
     """Distance of normalised maps ``[N, H, W]``; the teacher's are resized where they must be."""
     if len(student) != len(teacher):
         raise InputError(
@@ -64,7 +69,9 @@ def map_distance(student: Tensor, teacher: Tensor, reduction: Reduction) -> Tens
     return distance(student, teacher, reduction)
 
 
-def distance(student: Tensor, teacher: Tensor, reduction: Reduction) -> Tensor:
+def distance(
+    student: Float[Tensor, "n *shape"], teacher: Float[Tensor, "n *shape"], reduction: Reduction
+) -> Float[Tensor, ""]:
     """Of ``d = student - teacher`` ``[N, ...]``: the mean of ``d²`` over everything, or the batch mean of
     ``||d||_2``."""
     if reduction == "mean_square":
@@ -122,7 +129,7 @@ class AttentionTransfer(Loss):
             for i, feature in enumerate(teacher.features)
         }
 
-    def forward(self, student: Observation, target: Target, labels: Tensor) -> Tensor:
+    def forward(self, student: Observation, target: Target, labels: Int[Tensor, "n"]) -> Float[Tensor, ""]:
         distances = [
             map_distance(
                 attention_map(feature, self.exponent, self.reduce), target[f"map{i}"], self.reduction

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from eyeline.errors import InputError, unknown
 from eyeline.names import OPTIONS, check_term_name
 from eyeline.observe import Observation, Observer
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 Target = Mapping[str, Tensor]
 NEEDS = ("logits", "features", "pre_activations", "class_maps", "input_gradient")
@@ -77,7 +80,7 @@ class Loss(nn.Module):
         """
         return {}
 
-    def forward(self, student: Observation, target: Target, labels: Tensor) -> Tensor:
+    def forward(self, student: Observation, target: Target, labels: Int[Tensor, "n"]) -> Float[Tensor, ""]:
         """Compare; the scalar before any weight."""
         raise NotImplementedError
 

@@ -6,7 +6,7 @@ Guo et al., "Class Attention Transfer Based Knowledge Distillation", CVPR 2023 (
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +18,15 @@ from eyeline.losses._common import unit, wide
 from eyeline.losses.base import Loss, Target, check_labels, register
 from eyeline.observe import Observation, Observer
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
 Classes = int | Literal["all", "label"]
 
 
-def class_activation_maps(features: Tensor, weight: Tensor) -> Tensor:
+def class_activation_maps(
+    features: Float[Tensor, "n c h w"], weight: Float[Tensor, "k c"]
+) -> Float[Tensor, "n k h w"]:
     """``CAM_k = Σ_c W[k, c] A_c``: the last features seen through the classifier, without its bias.
 
     The mean of a map over its positions, plus the bias, is the class's logit.
@@ -36,7 +41,9 @@ def class_activation_maps(features: Tensor, weight: Tensor) -> Tensor:
     return F.conv2d(features, weight[:, :, None, None])
 
 
-def class_activation_map_loss(student: Tensor, teacher: Tensor, min_max: bool = False) -> Tensor:
+def class_activation_map_loss(
+    student: Float[Tensor, "n k h w"], teacher: Float[Tensor, "n k h_t w_t"], min_max: bool = False
+) -> Float[Tensor, ""]:
     """``mean over batch, classes and positions of (n(CAM_s) - n(CAM_t))²``, unweighted.
 
     ``n`` divides each class map by its Euclidean norm; with ``min_max`` each is first stretched to [0, 1].
@@ -58,8 +65,12 @@ def class_activation_map_loss(student: Tensor, teacher: Tensor, min_max: bool = 
 
 
 def class_attention_loss(
-    student: Tensor, teacher: Tensor, resolution: int = 2, normalize: bool = False, binarize: bool = False
-) -> Tensor:
+    student: Float[Tensor, "n k h w"],
+    teacher: Float[Tensor, "n k h_t w_t"],
+    resolution: int = 2,
+    normalize: bool = False,
+    binarize: bool = False,
+) -> Float[Tensor, ""]:
     """Mean squared difference of average-pooled class maps, unweighted.
 
     ``MSE(pool(CAM_s), pool(CAM_t))`` with ``pool`` the adaptive average pooling to ``resolution²``.
@@ -86,13 +97,15 @@ def class_attention_loss(
     )
 
 
-def binarized(maps: Tensor) -> Tensor:
+def binarized(maps: Float[Tensor, "n k h w"]) -> Float[Tensor, "n k h w"]:
     """``1[x > mean over H, W of |x|]`` for each sample and class: ``[N, K, H, W]`` of 0 and 1."""
     maps = wide(maps)
     return (maps > maps.abs().mean((2, 3), keepdim=True)).to(maps.dtype)
 
 
-def pooled_class_maps(maps: Tensor, resolution: int, normalize: bool) -> Tensor:
+def pooled_class_maps(
+    maps: Float[Tensor, "n k h w"], resolution: int, normalize: bool
+) -> Float[Tensor, "n k {resolution} {resolution}"]:
     """Class maps ``[N, K, H, W]`` -> ``[N, K, resolution, resolution]``, each of unit norm if asked."""
     maps = F.adaptive_avg_pool2d(wide(maps), resolution)
     return _normalized(maps, min_max=False) if normalize else maps
@@ -119,7 +132,7 @@ def _check_resolution(resolution: int) -> None:
         raise InputError(f"resolution is {resolution!r}; expected a whole number of at least 1")
 
 
-def _chosen(maps: Tensor, classes: Tensor | None) -> Tensor:
+def _chosen(maps: Float[Tensor, "n k h w"], classes: Int[Tensor, "n m"] | None) -> Float[Tensor, "n _ h w"]:
     """The maps ``[N, n, H, W]`` of each sample's ``classes`` ``[N, n]``."""
     if classes is None:
         return maps
@@ -164,7 +177,7 @@ class ClassActivationMapTransfer(Loss):
         classes = _ranked(teacher.logits, self.classes)
         return {"maps": _chosen(maps, classes), "classes": classes}
 
-    def forward(self, student: Observation, target: Target, labels: Tensor) -> Tensor:
+    def forward(self, student: Observation, target: Target, labels: Int[Tensor, "n"]) -> Float[Tensor, ""]:
         assert student.class_maps is not None
         ours, theirs = student.class_maps, target["maps"]
         if self.classes == "label":
@@ -175,7 +188,7 @@ class ClassActivationMapTransfer(Loss):
         return class_activation_map_loss(ours, theirs, self.min_max)
 
 
-def _ranked(logits: Tensor, number: int) -> Tensor:
+def _ranked(logits: Float[Tensor, "n k"], number: int) -> Int[Tensor, "n {abs(number)}"]:
     """The classes ``[N, n]`` of the n highest logits; of the lowest, if the number is negative."""
     return logits.detach().topk(abs(number), dim=1, largest=number > 0).indices
 
@@ -252,7 +265,7 @@ class ClassAttentionTransfer(Loss):
             target |= {f"feature{i}": feature.detach() for i, feature in enumerate(teacher.features)}
         return target
 
-    def forward(self, student: Observation, target: Target, labels: Tensor) -> Tensor:
+    def forward(self, student: Observation, target: Target, labels: Int[Tensor, "n"]) -> Float[Tensor, ""]:
         assert student.class_maps is not None
         maps = _chosen(student.class_maps, target.get("classes"))
         loss = F.mse_loss(pooled_class_maps(maps, self.resolution, self.normalize), target["maps"])

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from eyeline.losses.base import Loss, Target, check_labels, register
 from eyeline.observe import Observation
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 
 @register
@@ -17,7 +22,7 @@ class CrossEntropy(Loss):
     name = "ce"
     needs_teacher = False
 
-    def forward(self, student: Observation, target: Target, labels: Tensor) -> Tensor:
+    def forward(self, student: Observation, target: Target, labels: Int[Tensor, "n"]) -> Float[Tensor, ""]:
         check_labels(labels, *student.logits.shape)
         logits = student.logits.to(torch.promote_types(student.logits.dtype, torch.float32))
         return F.cross_entropy(logits, labels)

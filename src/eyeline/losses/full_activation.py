@@ -3,6 +3,8 @@ FitNets hints (Romero et al., ICLR 2015, arXiv 1412.6550)."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,8 +16,15 @@ from eyeline.losses.attention_transfer import Reduction, check_reduction, defaul
 from eyeline.losses.base import Loss, Target, register
 from eyeline.observe import Observation, Observer
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
-def full_activation_loss(student: Tensor, teacher: Tensor, reduction: Reduction = "mean_square") -> Tensor:
+
+def full_activation_loss(
+    student: Float[Tensor, "n c h w"],
+    teacher: Float[Tensor, "n c h_t w_t"],
+    reduction: Reduction = "mean_square",
+) -> Float[Tensor, ""]:
     """Distance between the L2-normalised activations of one pair, unweighted.
 
     With ``f = vec(F) / ||vec(F)||_2`` for each sample and ``d = f_s - f_t``: the mean of ``d²`` over batch,
@@ -41,7 +50,7 @@ def full_activation_loss(student: Tensor, teacher: Tensor, reduction: Reduction 
         return distance(unit(wide(student), dims), unit(target, dims), reduction)
 
 
-def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
+def hint_loss(student: Float[Tensor, "n c h w"], teacher: Float[Tensor, "n c h_t w_t"]) -> Float[Tensor, ""]:
     """``MSE(F_s, F_t)``: mean of the squared difference over batch, channels and positions, unweighted.
 
     Where the resolutions differ the teacher's activation is resized to the student's.
@@ -101,7 +110,7 @@ class FullActivationTransfer(Loss):
     def target(self, teacher: Observation) -> Target:
         return {f"feature{i}": feature.detach() for i, feature in enumerate(teacher.features)}
 
-    def forward(self, student: Observation, target: Target, labels: Tensor) -> Tensor:
+    def forward(self, student: Observation, target: Target, labels: Int[Tensor, "n"]) -> Float[Tensor, ""]:
         losses = [
             full_activation_loss(connect(feature), target[f"feature{i}"], self.reduction)
             for i, (connect, feature) in enumerate(zip(self.connectors, student.features, strict=True))
@@ -150,5 +159,5 @@ class Hint(Loss):
     def target(self, teacher: Observation) -> Target:
         return {"feature": teacher.features[self.index].detach()}
 
-    def forward(self, student: Observation, target: Target, labels: Tensor) -> Tensor:
+    def forward(self, student: Observation, target: Target, labels: Int[Tensor, "n"]) -> Float[Tensor, ""]:
         return hint_loss(self.regressor(student.features[self.index]), target["feature"])

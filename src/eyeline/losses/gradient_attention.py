@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -21,14 +21,20 @@ from eyeline.losses.attention_transfer import map_distance
 from eyeline.losses.base import Loss, Target, check_labels, register
 from eyeline.observe import Observation, Observer
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
 Statistics = Literal["batch", "running"]
 Where = Literal["input", "features"]
 Compare = Literal["gradient", "map"]
 
 
 def loss_gradient(
-    logits: Tensor, labels: Tensor, wrt: Tensor | tuple[Tensor, ...], create_graph: bool = False
-) -> tuple[Tensor, ...]:
+    logits: Float[Tensor, "n k"],
+    labels: Int[Tensor, "n"],
+    wrt: Float[Tensor, "n *shape"] | tuple[Float[Tensor, "n ..."], ...],
+    create_graph: bool = False,
+) -> tuple[Float[Tensor, "n ..."], ...]:
     """Gradient attention ``J = ∂L/∂x``: how the cross entropy of each sample answers to what it was given.
 
     The cross entropy is summed over the batch: a mean would scale ``J`` by 1/N. Where a network mixes samples
@@ -66,7 +72,9 @@ def loss_gradient(
     return gradients
 
 
-def gradient_distance(first: Tensor, second: Tensor | None = None, squared: bool = False) -> Tensor:
+def gradient_distance(
+    first: Float[Tensor, "n *shape"], second: Float[Tensor, "n *shape"] | None = None, squared: bool = False
+) -> Float[Tensor, ""]:
     """``½ · mean over the batch of ||J_1 - J_2||_2``, or of its square; over C, H, W for each sample.
 
     With ``squared`` the gradient for the student's weights is the widely quoted ``(J_s - J_t) ∂²L/∂W∂x``;
@@ -176,7 +184,7 @@ class GradientAttentionTransfer(_GradientLoss):
     def target(self, teacher: Observation) -> Target:
         return {f"gradient{i}": g.detach() for i, g in enumerate(self._gradients(teacher))}
 
-    def forward(self, student: Observation, target: Target, labels: Tensor) -> Tensor:
+    def forward(self, student: Observation, target: Target, labels: Int[Tensor, "n"]) -> Float[Tensor, ""]:
         ours = self._gradients(self.seen(student), create_graph=True)
         theirs = [target[f"gradient{i}"] for i in range(len(ours))]
         if self.compare == "map":
@@ -212,7 +220,7 @@ class FlipSymmetry(_GradientLoss):
             raise InputError(f"outputs is {outputs}; expected a finite weight of at least 0")
         self.outputs = outputs
 
-    def forward(self, student: Observation, target: Target, labels: Tensor) -> Tensor:
+    def forward(self, student: Observation, target: Target, labels: Int[Tensor, "n"]) -> Float[Tensor, ""]:
         seen = self.seen(student)
         assert student.images is not None
         mirrored_images = student.images.detach().flip(3).requires_grad_()
@@ -240,7 +248,7 @@ class InputGradientPenalty(_GradientLoss):
     def __init__(self, squared: bool = True, statistics: Statistics = "batch") -> None:
         super().__init__(squared, statistics)
 
-    def forward(self, student: Observation, target: Target, labels: Tensor) -> Tensor:
+    def forward(self, student: Observation, target: Target, labels: Int[Tensor, "n"]) -> Float[Tensor, ""]:
         (gradient,) = _gradients(self.seen(student), "input", create_graph=True)
         return gradient_distance(gradient, squared=self.squared)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,10 +12,13 @@ from eyeline.errors import InputError
 from eyeline.losses.base import Loss, Target, register
 from eyeline.observe import Observation
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
 
 def knowledge_distillation_loss(
-    student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0
-) -> Tensor:
+    student_logits: Float[Tensor, "n k"], teacher_logits: Float[Tensor, "n k"], temperature: float = 4.0
+) -> Float[Tensor, ""]:
     """Divergence of the student's softened predictions from the teacher's.
 
     ``T² KL(softmax(z_t/T) || softmax(z_s/T))``, mean over the batch. The factor T² keeps the size of the
@@ -69,5 +74,5 @@ class KnowledgeDistillation(Loss):
     def target(self, teacher: Observation) -> Target:
         return {"logits": teacher.logits.detach()}
 
-    def forward(self, student: Observation, target: Target, labels: Tensor) -> Tensor:
+    def forward(self, student: Observation, target: Target, labels: Int[Tensor, "n"]) -> Float[Tensor, ""]:
         return knowledge_distillation_loss(student.logits, target["logits"], self.temperature)

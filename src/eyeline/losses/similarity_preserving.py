@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,8 +14,13 @@ from eyeline.losses._common import wide
 from eyeline.losses.base import Loss, Target, register
 from eyeline.observe import Observation
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
-def similarity_preserving_loss(student: Tensor, teacher: Tensor) -> Tensor:
+
+def similarity_preserving_loss(
+    student: Float[Tensor, "n c h w"], teacher: Float[Tensor, "n c_t h_t w_t"]
+) -> Float[Tensor, ""]:
     """Distance of which samples of a batch the networks find alike, unweighted.
 
     ``(1/N²) ||r(G_s) - r(G_t)||_F²`` with ``G = F Fᵀ`` of the activations ``F`` flattened to ``[N, C·H·W]``,
@@ -36,7 +43,7 @@ def similarity_preserving_loss(student: Tensor, teacher: Tensor) -> Tensor:
         return F.mse_loss(_similarities(student), _similarities(teacher.detach()))
 
 
-def _similarities(activation: Tensor) -> Tensor:
+def _similarities(activation: Float[Tensor, "n c h w"]) -> Float[Tensor, "n n"]:
     # relative to the strongest value of the batch, so that no square over- or underflows
     flat = relative(wide(activation).flatten(1), (0, 1))
     return F.normalize(flat @ flat.T, dim=1)
@@ -60,5 +67,5 @@ class SimilarityPreserving(Loss):
         # not its similarities: which samples are in a batch is not the teacher's to know
         return {"feature": teacher.features[-1].detach()}
 
-    def forward(self, student: Observation, target: Target, labels: Tensor) -> Tensor:
+    def forward(self, student: Observation, target: Target, labels: Int[Tensor, "n"]) -> Float[Tensor, ""]:
         return similarity_preserving_loss(student.features[-1], target["feature"])

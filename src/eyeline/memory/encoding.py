@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from eyeline.losses import Target
+
+if TYPE_CHECKING:
+    from jaxtyping import Int, Shaped
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,7 @@ class Encoded:
     parts: dict[str, Tensor]
     dtypes: dict[str, torch.dtype]
 
-    def rows(self, indices: Tensor, device: torch.device) -> Encoded:
+    def rows(self, indices: Int[Tensor, "m"], device: torch.device) -> Encoded:
         """Those at ``indices`` (int64 on the CPU), on a device, without waiting for it."""
         chosen = {name: part[indices] for name, part in self.parts.items()}
         if device.type == "cuda":
@@ -71,7 +75,7 @@ def encode(target: Target, precision: str) -> Encoded:
     return Encoded(parts, {name: tensor.dtype for name, tensor in target.items()})
 
 
-def _spread(values: Tensor, rows: Tensor) -> Tensor:
+def _spread(values: Shaped[Tensor, "n"], rows: Shaped[Tensor, "n *shape"]) -> Shaped[Tensor, "n ..."]:
     """``[N]`` as ``[N, 1, ...]`` beside rows."""
     return values.view(-1, *[1] * (rows.ndim - 1))
 

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -19,20 +19,23 @@ from eyeline.errors import InputError
 from eyeline.observe.layer import Head, Layer, Part, Place
 from eyeline.observe.probe import Probe
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
 
 @dataclass(frozen=True)
 class Observation:
     """What one network showed on one batch of N images."""
 
-    logits: Tensor
+    logits: Float[Tensor, "n k"]
     """``[N, K]``."""
-    features: tuple[Tensor, ...] = ()
+    features: tuple[Float[Tensor, "n _ _ _"], ...] = ()
     """``[N, C, H, W]`` for each observed layer, in the order of ``Observer.layers``."""
-    pre_activations: tuple[Tensor, ...] = ()
+    pre_activations: tuple[Float[Tensor, "n _ _ _"], ...] = ()
     """``[N, C, H, W]`` for each observed layer: the feature before its activation function."""
-    class_maps: Tensor | None = None
+    class_maps: Float[Tensor, "n k _ _"] | None = None
     """``[N, K, H, W]``: the classifier's weights on the features that it averages, without its bias."""
-    images: Tensor | None = None
+    images: Float[Tensor, "n _ _ _"] | None = None
     """``[N, C, H, W]``: what the network was given."""
     labels: Tensor | None = None
     """``[N]`` int64, of the images."""
@@ -56,7 +59,7 @@ class Observation:
             part,
         )
 
-    def again(self, images: Tensor) -> Observation:
+    def again(self, images: Float[Tensor, "n c h w"]) -> Observation:
         """What the network shows of other images ``[N, C, H, W]`` of the same labels, in another pass."""
         assert self.observer is not None
         return self.observer(images, self.labels).only(self.part)
@@ -170,7 +173,7 @@ class Observer:
             if not torch.compiler.is_compiling() and not tensor.is_inference():
                 recording.versions[place] = recording.seen[place]._version
 
-    def __call__(self, images: Tensor, labels: Tensor | None = None) -> Observation:
+    def __call__(self, images: Float[Tensor, "n c h w"], labels: Tensor | None = None) -> Observation:
         """Run the model on ``images`` ``[N, C, H, W]``; their ``labels`` ``[N]`` are handed on."""
         self._recording.on = True
         try:
