@@ -20,6 +20,7 @@ from eyeline import functional
 from eyeline.cli import main
 from eyeline.distiller import Distiller
 from eyeline.errors import InputError
+from eyeline.kinds import parse_yaml
 from eyeline.losses import LOSSES, Loss
 from eyeline.memory.names import target_names
 from eyeline.memory.shared import SharedTeacher
@@ -94,6 +95,15 @@ def test_defaults_go_by_the_loss() -> None:
     objective.end_epoch({"ce": 0.001, "one": 1.0, "two": 1.0})
     objective.set_progress(2, 3)
     assert objective.factors.tolist() == pytest.approx([0.1, 1450, 1450])  # ce has 0.1 at least
+
+
+def test_the_method_of_the_docs() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "methods" / "README.md").read_text(encoding="utf-8")
+    block = page.partition("layers by term\n")[2].partition("```yaml\n")[2].partition("```")[0]
+    resolved = resolve_method(parse_yaml(block)["method"])
+    assert {name: term.get("layers") for name, term in resolved.items()} == {
+        "ce": None, "low": ["layer1"], "high": ["layer2", "layer3"], "kd": None,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
