@@ -178,13 +178,15 @@ def counted() -> Iterator[Counter[str]]:
 
 
 def measure_start(rounds: int, device: str) -> Result:
-    """Seconds from a cold process to ``--help`` and to the first training step on the embedded sample; and
-    what a run, and a study of 8, do beside their steps."""
+    """Seconds from a cold process to ``--help``, to the answer to a typo, and to the first training step on the
+    embedded sample; and what a run, and a study of 8, do beside their steps."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         teacher = folder / "teacher"
         small = {"train_size": 10, "epochs": 1, "progress": False, "accelerator": device}
         eyeline.train("wrn_10_1", "fashion_mnist_sample", str(teacher), **small)
+
+        typo = "-m eyeline distill wrn_10_1 wrn_16_2.fashion_mnist fashion_mnist_sample --method att"
 
         def first_step() -> None:
             arguments = ["wrn_10_1", str(teacher), "fashion_mnist_sample", str(folder / "student")]
@@ -204,12 +206,14 @@ def measure_start(rounds: int, device: str) -> Result:
                 "python": lambda: _run(["-c", "pass"]),
                 "import torch": lambda: _run(["-c", "import torch"]),
                 "eyeline --help": lambda: _run(["-m", "eyeline", "--help"]),
+                "a typo": lambda: _run(typo.split(), expected=2),
                 "eyeline distill, first step": first_step,
             },
             rounds,
         )
     result = Result("From the command to the first step, cold process", "s", samples, facts=facts)
     result.ratio("eyeline --help", "python")
+    result.ratio("a typo", "python")
     result.ratio("eyeline distill, first step", "import torch")
     return result
 
