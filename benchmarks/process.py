@@ -178,7 +178,7 @@ def counted() -> Iterator[Counter[str]]:
 
 
 def measure_start(rounds: int, device: str) -> Result:
-    """Seconds from a cold process to ``--help``, to the answer to a typo, and to the first step on the sample;
+    """Seconds from a cold process to ``--help``, to the answer to a typo, and to the first step;
     and what a run, and a study of 8, do beside their steps."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
