@@ -24,14 +24,17 @@ SHAPE = (1, 12, 12)
 class Plain(TinyNet):
     """What it does is decided by numbers and functions that no weight and no text of it shows."""
 
-    def __init__(self, alpha: float = 0.9, dropout: float = 0.1, activation: Any = F.relu) -> None:
+    def __init__(
+        self, alpha: float = 0.9, dropout: float = 0.1, activation: Any = F.relu, after: float = 1.0
+    ) -> None:
         super().__init__()
-        self.alpha, self.share, self.activation = alpha, dropout, activation
+        self.alpha, self.share, self.activation, self.after = alpha, dropout, activation, after
 
     def forward(self, images: Tensor) -> Tensor:
         low = self.low(images)
         high = self.activation(self.alpha * self.high(low) - low.mean())
-        return self.head(F.dropout(high.mean((2, 3)), self.share, self.training))
+        high = F.dropout(high.mean((2, 3)), self.share, self.training)
+        return self.head(high if self.training else self.after * high)
 
 
 def made(**options: Any) -> Plain:
@@ -42,7 +45,7 @@ def made(**options: Any) -> Plain:
 
 @pytest.mark.parametrize(
     "other",
-    [{"alpha": 0.8}, {"dropout": 0.3}, {"activation": F.gelu}],
+    [{"alpha": 0.8}, {"dropout": 0.3}, {"activation": F.gelu}, {"after": 1.1}],
     ids=lambda options: next(iter(options)),
 )
 def test_a_student_that_differs_where_no_weight_shows_it(other: dict[str, Any]) -> None:
