@@ -282,6 +282,11 @@ def test_nor_are_the_runs_of_a_study(tmp_path: Path) -> None:
     eyeline.study(first, *given, methods=["kd"], seeds=1, **short)
     with pytest.raises(InputError, match="another content of student"):
         eyeline.study(other, *given, methods=["kd"], seeds=1, **short, resume=True)
+    teacher, data, _ = given
+    run = str(tmp_path / "kd" / "seed-0")
+    eyeline.distill(first, teacher, data, run, method="kd", **short, resume=True)
+    with pytest.raises(InputError, match="another content of student"):
+        eyeline.distill(other, teacher, data, run, method="kd", **short, resume=True)
 
 
 def test_a_teacher_with_another_forward_is_another_one(tmp_path: Path) -> None:
