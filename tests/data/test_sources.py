@@ -705,6 +705,25 @@ def test_parts_of_python_data_that_need_a_word() -> None:
         load_data(MemorySplit(pixels[:0], torch.zeros(0, dtype=torch.int64)))
 
 
+@pytest.mark.parametrize(
+    ("labels", "shown"),
+    [
+        (None, "labels are NoneType"),
+        (torch.eye(3), r"labels are torch.float32 \[3, 3\]"),
+        (torch.eye(3).long(), r"labels are torch.int64 \[3, 3\]"),
+        (torch.arange(2), r"labels are torch.int64 \[2\]"),
+        (torch.zeros(3), r"labels are torch.float32 \[3\]"),
+    ],
+    ids=["none", "soft", "one-hot", "too few", "real"],
+)
+def test_labels_that_are_no_class_of_each_image(labels: Any, shown: str) -> None:
+    expected = rf"^{shown}; expected torch.int64 \[3\]$"
+    with pytest.raises(InputError, match=expected):
+        MemorySplit(torch.zeros(3, 1, 8, 8, dtype=torch.uint8), labels)
+    with pytest.raises(InputError, match=expected):
+        FileSplit((Path("a"), Path("b"), Path("c")), labels)
+
+
 def test_fingerprint_changes_with_pixels_labels_and_classes(birds: Path, tmp_path: Path) -> None:
     pixels = torch.zeros(50, 1, 2, 2, dtype=torch.uint8)
     prints = {load_data(Named(pixels)).fingerprint(), load_data(Named(pixels, 2)).fingerprint()}
