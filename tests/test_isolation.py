@@ -12,7 +12,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +234,17 @@ def test_evaluation_leaves_all_as_it_was(tmp_path: Path) -> None:
         with as_it_was(teacher), Distiller(student, teacher, "at") as distiller:
             attention_loss(distiller, batches, lambda: plain)
         assert list(evaluation_batches(files, Normalization((0.0,) * 3, (1.0,) * 3), size=8, workers=1))
+
+
+def test_variables_are_what_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EYELINE_CHANGED", "a")
+    monkeypatch.setenv("EYELINE_DELETED", "b")
+    before = dict(os.environ)
+    with suppress(ZeroDivisionError), as_found():
+        os.environ |= {"EYELINE_CHANGED": "c", "EYELINE_NEW": "d"}
+        del os.environ["EYELINE_DELETED"]
+        fail()
+    assert dict(os.environ) == before
 
 
 def test_a_fresh_process_is_left_as_it_was(tmp_path: Path) -> None:
