@@ -48,9 +48,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, str]:
     """All sections, of two processes at once: most of their time is that of imports."""
 
     alone = {**os.environ, "OMP_NUM_THREADS": "1"}
+    folders = [tmp_path_factory.mktemp("benchmarks") for _ in range(2)]
 
     def half(number: int) -> tuple[dict, str]:
-        out = tmp_path_factory.mktemp("benchmarks") / "new folder" / "quick.json"
+        out = folders[number] / "new folder" / "quick.json"
         command = [sys.executable, "benchmarks/run.py", "--quick", "--out", str(out), "--only"]
         command += list(SECTIONS)[number::2]
         done = subprocess.run(command, cwd=ROOT, env=alone, capture_output=True, text=True, check=False)

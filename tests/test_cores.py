@@ -164,6 +164,7 @@ def test_runs_at_once_share_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(runs, "own_cores", lambda: 7)
     monkeypatch.setattr(runs, "run_apart", run_apart)
     arguments = {"student": "wrn_10_1", "teacher": "wrn_16_2.fashion_mnist", "data": "fashion_mnist_sample"}
+    arguments["method"] = "kd"
     for workers in (None, 5):
         settings = resolved(**SETTINGS, workers=workers)
         plan = [Planned("kd", "", tmp_path / str(seed), arguments, settings) for seed in range(3)]

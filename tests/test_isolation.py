@@ -33,6 +33,8 @@ from eyeline.training.allocator import keep_freed_memory, release_freed_memory
 from eyeline.training.evaluation import attention_loss, evaluate
 from tiny import SETTINGS, TinyNet, tiny_data, tiny_net
 
+pytestmark = pytest.mark.unchecked
+
 SHORT: dict[str, Any] = {**SETTINGS, "epochs": 2, "precision": "float32"}
 SIGNALS = signal.valid_signals() - {signal.SIGCHLD}  # that one torch's DataLoader takes at its first use
 
