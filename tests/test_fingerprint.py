@@ -93,6 +93,8 @@ def test_answers_need_not_be_equal_to_be_the_same() -> None:
         assert same(ours, {**ours, "answers": moved.tolist()}) == expected
     assert not same(ours, {**ours, "weights": "another"})
     assert not same(ours, None)
+    assert same("a", {"weights": "a", "answers": [1.0]})  # as an earlier version wrote it
+    assert not same("b", {"weights": "a", "answers": [1.0]})
     assert same("a", "a")
     assert not same("a", "b")
 

@@ -298,7 +298,10 @@ def plain() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(warnings, "showwarning", warnings._showwarning_orig)  # type: ignore[attr-defined]
         patch.setattr(warnings, "filters", [("default", None, Warning, None, 0)])
-        patch.setattr(logging.root, "handlers", [])
+        for log in (logging.root, *logging.root.manager.loggerDict.values()):
+            if isinstance(log, logging.Logger):
+                left = [h for h in log.handlers if not type(h).__module__.startswith("_pytest")]
+                patch.setattr(log, "handlers", left)
         yield
 
 
@@ -370,10 +373,12 @@ def test_what_the_caller_handles_is_the_callers(
         def emit(self, record: logging.LogRecord) -> None:
             seen.append(record.getMessage())
 
-    logging.getLogger("mine").addHandler(handler := Kept())
-    with plain(), warnings_in_a_line():
-        logging.getLogger("mine").warning("of the caller's program")
-    logging.getLogger("mine").removeHandler(handler)
+    handler = Kept()
+    for name in ("mine", "timm"):  # also on a library's logger
+        logging.getLogger(name).addHandler(handler)
+        with plain(), warnings_in_a_line():
+            logging.getLogger(name).warning("of the caller's program")
+        logging.getLogger(name).removeHandler(handler)
     with plain(), monkeypatch.context() as patch:
         patch.setattr(logging.root, "handlers", [handler])
         patch.setattr(warnings, "showwarning", lambda message, *_: seen.append(str(message)))
@@ -381,7 +386,7 @@ def test_what_the_caller_handles_is_the_callers(
             warn("a warning")
             warn("of an image", "PIL.Image")
             logging.getLogger("timm").warning("a line")
-    assert seen == ["of the caller's program", "a warning", "a line"]
+    assert seen == [*["of the caller's program"] * 2, "a warning", "a line"]
     assert capsys.readouterr() == ("", "")
 
 

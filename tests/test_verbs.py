@@ -688,6 +688,7 @@ def test_a_teacher_that_was_trained_on_another_division(
     ("change", "message"),
     [
         ({"seeds": 0}, "seeds are 0; expected"),
+        ({"seed": 5}, r"seed is 5; a study has several, expected seeds \(--seeds 5,6\)"),
         ({"seeds": [1, 1]}, "expected a number of at least 1, or different seeds"),
         ({"methods": ["kd", "kd"]}, "name one method twice"),
         ({"methods": ["kdd"]}, "unknown loss 'kdd'; did you mean 'kd'"),

@@ -88,10 +88,10 @@ class Distiller(nn.Module):
             self.observe_student = self._observer(student, "student", student_probe)
             try:
                 self.objective.setup(self.observe_student, self.observe_teacher, self.layers)
-            except InputError:
+            except BaseException:
                 self.observe_student.close()
                 raise
-        except InputError:
+        except BaseException:
             if self.observe_teacher is not None:
                 self.observe_teacher.close()
             raise

@@ -144,7 +144,7 @@ def warnings(effects: Sequence[Effect]) -> list[str]:
             half = _rounded(effect.weight * rest / effect.gradient)
             advice = f"if the others are to count for more, a weight of about {half} gives it half"
         said.append(
-            f"{effect.name} (weight {effect.weight:g}) has {100 * effect.share:.2g} % of the gradient in the "
+            f"{effect.name} (weight {effect.weight:g}) has {100 * effect.share:.3g} % of the gradient in the "
             f"first step; {advice}"
         )
     return said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from eyeline.hashing import weights_hash
-from eyeline.observe.passes import undisturbed
+from eyeline.observe.passes import buffers_kept, evaluation_mode, undisturbed
 from eyeline.randomness import draws_apart
 
 _NUMBERS = 8
@@ -19,9 +20,12 @@ _NUMBERS = 8
 
 def teacher_fingerprint(network: nn.Module, shape: tuple[int, int, int]) -> dict[str, Any]:
     """Of a network with weights from a file: their hash, and its answers, for what is no weight."""
-    asked = network if _on_cpu(network) else copy.deepcopy(network).cpu()  # a GPU may round more, as in TF32
-    with undisturbed(asked):
-        return {"weights": weights_hash(asked), "answers": _numbers(asked(_noise(1, shape)))}
+
+    def answers(asked: nn.Module) -> list[float]:
+        with undisturbed(asked):
+            return _numbers(asked(_noise(1, shape)))
+
+    return {"weights": weights_hash(network), "answers": _if_it_can(network, answers)}
 
 
 def student_fingerprint(network: nn.Module, shape: tuple[int, int, int]) -> dict[str, Any]:
@@ -32,16 +36,36 @@ def student_fingerprint(network: nn.Module, shape: tuple[int, int, int]) -> dict
     digest = hashlib.sha256()
     for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} {tensor.requires_grad}\n".encode())
-    trained, images = copy.deepcopy(network).cpu(), _noise(4, shape)
-    with draws_apart(seed=0), torch.compiler.set_stance("force_eager"), _SameDraws():
-        training = _numbers(trained.train()(images))
-        with torch.no_grad():
-            after = _numbers(trained.eval()(images))
-    return {"weights": digest.hexdigest(), "training": training, "after": after}
+    images = _noise(4, shape)
+
+    def answers(asked: nn.Module) -> list[float]:
+        with draws_apart(seed=0), torch.compiler.set_stance("force_eager"), _SameDraws(), torch.no_grad():
+            return _numbers(asked(images))
+
+    def training(asked: nn.Module) -> list[float]:
+        with evaluation_mode(asked), buffers_kept(asked):
+            first = answers(asked.train())
+        with evaluation_mode(asked), buffers_kept(asked):
+            # not of one that draws from elsewhere than PyTorch
+            return first if answers(asked.train()) == first else []
+
+    def after(asked: nn.Module) -> list[float]:
+        with evaluation_mode(asked), buffers_kept(asked):
+            answers(asked.train())
+            return answers(asked.eval())
+
+    told = {"training": _if_it_can(network, training), "after": _if_it_can(network, after)}
+    return {"weights": digest.hexdigest(), **told}
 
 
-def _on_cpu(network: nn.Module) -> bool:
-    return all(tensor.device.type == "cpu" for tensor in [*network.parameters(), *network.buffers()])
+def _if_it_can(network: nn.Module, answers: Callable[[nn.Module], list[float]]) -> list[float]:
+    """What a network answers on a CPU, for a GPU may round more (TF32); nothing if it cannot: it may take
+    more images, another dtype, or a GPU alone."""
+    try:
+        there = all(t.device.type == "cpu" for t in [*network.parameters(), *network.buffers()])
+        return answers(network if there else copy.deepcopy(network).cpu())
+    except Exception:  # any way to refuse noise
+        return []
 
 
 def _noise(count: int, shape: tuple[int, int, int]) -> Tensor:

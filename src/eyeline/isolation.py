@@ -97,6 +97,7 @@ def warnings_in_a_line() -> Iterator[None]:
 def warn_in_a_line() -> None:
     """The same, for the rest of this process. What the caller handles, warnings or log lines, stays so."""
     said: set[str] = set()
+    theirs = [name for name, log in logging.root.manager.loggerDict.items() if _is_handled(log)]
 
     def say(message: Warning | str, *_: Any, **__: Any) -> None:
         text = " ".join(str(message).split())
@@ -110,7 +111,8 @@ def warn_in_a_line() -> None:
     def record(name: str, level: int, *rest: Any, **more: Any) -> logging.LogRecord:
         line = logging.LogRecord(name, level, *rest, **more)
         # a library's own handler, which may not be there yet, is not heard
-        if level >= logging.WARNING and re.match(LIBRARIES, name) and not logging.root.handlers:
+        callers = logging.root.handlers or any(f"{name}.".startswith(f"{each}.") for each in theirs)
+        if level >= logging.WARNING and re.match(LIBRARIES, name) and not callers:
             if not re.match(SILENT, name):
                 say(line.getMessage())
             line.levelno = -1
@@ -121,3 +123,14 @@ def warn_in_a_line() -> None:
         warnings.showwarning = say
     if logging.getLogRecordFactory() is logging.LogRecord:
         logging.setLogRecordFactory(record)
+
+
+def _is_handled(log: Any) -> bool:
+    """Whether a logger has a handler of the caller's; libraries bring some that write to the terminal."""
+    library = getattr(log, "name", "").partition(".")[0]
+    brought = (logging.NullHandler, logging.StreamHandler)
+    return any(
+        type(handler).__module__.partition(".")[0] != library
+        and (not isinstance(handler, brought) or isinstance(handler, logging.FileHandler))
+        for handler in getattr(log, "handlers", ())
+    )

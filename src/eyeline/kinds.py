@@ -38,7 +38,8 @@ def as_kind(name: str, value: Any, kind: Any, *, said: bool = False) -> Any:
         pass
     else:
         if isinstance(made, str | Path):
-            _check_text(name, str(made))
+            several = takes_list(kind) or any(map(_is_mapping, _kinds(kind)))  # names, as of layers
+            _check_text(name, str(made), path=not several)
         return made
     kinds = _kinds(kind)
     choices = [choice for each in kinds if get_origin(each) is Literal for choice in get_args(each)]
@@ -72,14 +73,15 @@ def takes_list(kind: Any) -> bool:
     return any(get_origin(each) in (list, tuple, Sequence) for each in _kinds(kind))
 
 
-def _check_text(name: str, text: str) -> None:
-    """Refuse what can be neither a name nor a path: empty, too long, with a NUL, in no home folder, ..."""
-    path, reason = os.path.expanduser(text.removeprefix("folder:")), ""
+def _check_text(name: str, text: str, *, path: bool) -> None:
+    """Refuse what can be no name nor, where it may be one, a path: empty, too long, with a NUL, ..."""
+    place, reason = os.path.expanduser(text.removeprefix("folder:")), ""
     try:
         text.encode()
-        os.stat(path)
+        if path or "\0" in text:
+            os.stat(place)
     except (FileNotFoundError, NotADirectoryError):
-        reason = "there is no such home folder" if path.startswith("~") else ""
+        reason = "there is no such home folder" if place.startswith("~") else ""
     except OSError as error:
         reason = error.strerror or str(error)
     except ValueError:

@@ -146,3 +146,55 @@ def test_the_code_of_the_docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     torch.testing.assert_close(terms["logits_mse"], expected)
     torch.testing.assert_close(terms.total.detach(), terms["ce"] + 0.1 * expected)
     distiller.close()
+
+
+@pytest.mark.whole
+def test_another_code_is_another_loss(tmp_path: Path) -> None:
+    """A run and a memory of the first are not those of the second, of the same name and parameters."""
+    given: dict[str, Any] = {**SETTINGS, "epochs": 1, "method": "shifted", "memory": str(tmp_path / "m")}
+    register(Shifted)
+    first = eyeline.distill(tiny_net(1), tiny_net(2), tiny_data(), str(tmp_path / "run"), **given)
+    other = type("Shifted", (Shifted,), {"target": lambda self, seen: Shifted.target(self, seen)})
+    other.__qualname__ = Shifted.__qualname__
+    register(other)
+    with pytest.raises(InputError, match="another content of losses"):
+        eyeline.distill(tiny_net(1), tiny_net(2), tiny_data(), str(tmp_path / "run"), resume=True, **given)
+    eyeline.distill(tiny_net(1), tiny_net(2), tiny_data(), str(tmp_path / "other"), **given)
+    assert len(list((tmp_path / "m").glob("shifted-*"))) == 2
+    register(Shifted)
+    again = eyeline.distill(
+        tiny_net(1), tiny_net(2), tiny_data(), str(tmp_path / "run"), resume=True, **given
+    )
+    assert again.result == first.result
+
+
+def test_what_cannot_be_registered_or_summed() -> None:
+    with pytest.raises(InputError, match="needs of loss 'text' is 'features'; expected a frozenset"):
+        register(type("Text", (Loss,), {"name": "text", "needs": "features"}))
+
+    class Endless(Loss):
+        name = "endless"
+
+        def __init__(self, clip: float = float("inf")) -> None:
+            super().__init__()
+
+    with pytest.raises(InputError, match="'clip' of loss 'endless' is inf by default"):
+        register(Endless)
+    register(
+        type("Several", (Shifted,), {"name": "several", "forward": lambda self, s, t, y: s.logits.sum(1)})
+    )
+    distiller = eyeline.Distiller(tiny_net(1), tiny_net(2), "several")
+    with pytest.raises(InputError, match=r"loss 'several' answers \[5\]; expected a scalar"):
+        distiller(torch.randn(5, 1, 12, 12), torch.zeros(5, dtype=torch.int64))
+
+
+def test_a_loss_that_fails_to_set_up_leaves_no_hooks() -> None:
+    def fail(self: Loss, student: Any, teacher: Any) -> None:
+        raise ValueError("mine")
+
+    register(type("Failing", (Shifted,), {"name": "failing", "setup": fail}))
+    student, teacher = tiny_net(1), tiny_net(2)
+    with pytest.raises(ValueError, match="mine"):
+        eyeline.Distiller(student, teacher, "at+failing")
+    modules = [*student.modules(), *teacher.modules()]
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in modules)

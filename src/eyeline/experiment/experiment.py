@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,9 @@ from eyeline.data.splits import ImageData
 from eyeline.device import Device
 from eyeline.distiller import Distiller
 from eyeline.fingerprint import student_fingerprint, teacher_fingerprint
+from eyeline.losses import LOSSES
+from eyeline.losses.base import own_code
+from eyeline.objective.method import terms_of
 from eyeline.observe import Probe
 from eyeline.randomness import draws_apart, mix
 from eyeline.runs.card import called
@@ -24,7 +26,7 @@ from eyeline.settings import Settings
 BASELINE = "ce"
 """The method of a network that learns alone."""
 
-_Module = TypeVar("_Module", bound=nn.Module)
+_Made = TypeVar("_Made")
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,12 +51,6 @@ class Student:
     def fingerprint(self) -> dict[str, Any]:
         """By what it is known again, before it is trained."""
         return student_fingerprint(self.network, self.shape)
-
-    def copy(self) -> Student:
-        """Another one that starts the same; what is known of this one is known of it."""
-        other = Student(self.given, copy.deepcopy(self.network), self.shape)
-        vars(other).update(probe=self.probe, fingerprint=self.fingerprint)
-        return other
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,6 +121,9 @@ class Experiment:
         known: dict[str, Any] = {"data": self.data.fingerprint(), "mean and std": ", ".join(numbers)}
         if self.teacher is not None:
             known["teacher"] = self.teacher.fingerprint
+        losses = {name: own_code(LOSSES[term.loss]) for name, term in terms_of(self.method).items()}
+        if own := {name: code for name, code in losses.items() if code is not None}:
+            known["losses"] = own
         return known | {"model" if self.teacher is None else "student": self.student.fingerprint}
 
     def later(self, data: ImageData, settings: Settings | None = None) -> Experiment:
@@ -142,8 +141,8 @@ def image_shape(data: ImageData, settings: Settings) -> tuple[int, int, int]:
     return data.channels, height, width
 
 
-def from_seed(settings: Settings, make: Callable[[], _Module]) -> _Module:
-    """A network whose initial weights depend on the seed alone."""
+def from_seed(settings: Settings, make: Callable[[], _Made]) -> _Made:
+    """What is made, a network of initial weights above all, depends on the seed alone."""
     with draws_apart(Device.of(settings).torch_device, seed=mix(settings.seed, 0x696E6974) >> 1):
         return make()
 

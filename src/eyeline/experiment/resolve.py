@@ -57,8 +57,15 @@ def named_student(
     Raises:
         InputError: there is no such network, its answers are not the classes of the data, or it cannot learn.
     """
-    network = from_seed(settings, lambda: _network(given, data, pretrained, weights))
-    student = Student(given, network, image_shape(data, settings))
+
+    def made() -> Student:
+        network = _network(given, data, pretrained, weights)
+        student = Student(given, network, image_shape(data, settings))
+        _ = student.probe  # in which lazy modules draw their weights
+        return student
+
+    student = from_seed(settings, made)
+    network = student.network
     if student.probe.answer != (len(data.classes),):
         raise InputError(
             f"the network answers {list(student.probe.answer)} for an image; {data.name} has "

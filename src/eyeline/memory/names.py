@@ -6,13 +6,15 @@ import hashlib
 import json
 
 from eyeline.distiller import Distiller
+from eyeline.losses.base import own_code
 
 
 def target_names(distiller: Distiller) -> dict[str, str]:
     """Term -> name of its target in a memory, for those that count and whose target can be remembered.
 
-    The name ends in a hash of what the target depends on: the loss, its parameters (without its
-    ``not_in_target``), and the teacher's layers that it looks at. Terms with one target share its name.
+    The name ends in a hash of what the target depends on: the loss (of the user's its code), its parameters
+    (without its ``not_in_target``), and the teacher's layers that it looks at. Terms with one target share
+    its name.
     """
     names = {}
     for name, loss in distiller.objective.targeted.items():
@@ -23,6 +25,9 @@ def target_names(distiller: Distiller) -> dict[str, str]:
         # 2 and 2.0 are one value
         options = {k: float(v) if type(v) is int else v for k, v in options.items()}
         layers = [theirs for _, theirs in distiller.layers.get(name, [])]
-        depends = json.dumps([term.loss, options, layers], sort_keys=True, default=repr)
+        code = own_code(type(loss))
+        depends = json.dumps(
+            [term.loss, options, layers, *filter(None, [code])], sort_keys=True, default=repr
+        )
         names[name] = f"{term.loss}-{hashlib.sha256(depends.encode()).hexdigest()[:8]}"
     return names

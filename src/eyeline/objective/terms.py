@@ -181,10 +181,14 @@ class Objective(nn.Module):
     def terms(self, student: Observation, targets: Mapping[str, Target], labels: Tensor) -> dict[str, Tensor]:
         """The losses whose weight is not 0 now, unweighted, with their graphs."""
         losses, parts = self._losses(), self._student_parts
-        return {
+        terms = {
             name: losses[name](student.only(parts.get(name)), targets.get(name, {}), labels)
             for name in self.active
         }
+        for name, term in terms.items():
+            if term.ndim:
+                raise InputError(f"loss {name!r} answers {list(term.shape)}; expected a scalar")
+        return terms
 
     def forward(self, student: Observation, targets: Mapping[str, Target], labels: Tensor) -> Terms:
         terms, weighted = self.terms(student, targets, labels), []

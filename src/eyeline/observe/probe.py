@@ -53,9 +53,10 @@ class Probe:
             except Exception as error:  # any way to refuse a shape; the likeliest one's reason is told
                 failure = failure or error
         tried = ", ".join("x".join(map(str, shape)) for shape in shapes[:4])
+        hint = "; give input_shape=(C, H, W) of your images" if len(shapes) > 1 else ""
         raise InputError(
             f"{self.network} does not run on an image of shape {tried}{', ...' if len(shapes) > 4 else ''} "
-            f"({str(failure)[:200]}); give input_shape=(C, H, W) of your images"
+            f"({str(failure)[:200]}){hint}"
         ) from failure
 
     @cached_property

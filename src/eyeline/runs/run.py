@@ -7,6 +7,8 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eyeline.isolation import as_found
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -22,6 +24,7 @@ class Run:
 
     def load(self) -> nn.Module:
         """The trained network, see :func:`load`."""
-        from eyeline.runs.card import load
+        with as_found():
+            from eyeline.runs.card import load
 
-        return load(self.folder, None if self.network is None else copy.deepcopy(self.network))
+            return load(self.folder, None if self.network is None else copy.deepcopy(self.network))

@@ -14,6 +14,7 @@ from eyeline.attention import attention_map
 from eyeline.data.splits import MemorySplit
 from eyeline.errors import InputError
 from eyeline.experiment.experiment import BASELINE, Experiment, described
+from eyeline.experiment.resolve import named_student
 from eyeline.observe import Observer
 from eyeline.pages.pictures import attention_grid, save_figure
 from eyeline.pages.tables import display_name
@@ -115,7 +116,8 @@ def draw_attention(path: Path, study: Experiment, methods: Sequence[Mapping[str,
 
     networks = {"teacher": (teacher.network, theirs, teacher.probe)}
     for entry in methods:
-        trained = load(path / entry["runs"][0]["run"], study.student.copy().network)
+        fresh = named_student(study.student.given, data, study.settings)
+        trained = load(path / entry["runs"][0]["run"], fresh.network)
         networks[display_name(entry["method"])] = (trained.cpu(), ours, study.student.probe)
     maps = {}
     for name, (network, names, probe) in networks.items():

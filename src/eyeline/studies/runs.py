@@ -43,12 +43,14 @@ class Runs:
         """Make those that are not done; the result of each."""
         if self.study.device.fabric.world_size == 1:
             self._train_apart(parallel)
-        results, students = [], {self.study.settings.seed: self.study.student}
+        first = self.study.student
+        results, known = [], {self.study.settings.seed: first.fingerprint}
         for run in self.plan:
-            seed = run.settings.seed
-            if seed not in students:
-                students = {seed: named_student(self.study.student.given, self.study.data, run.settings)}
-            results.append(self._train_one(run, students[seed].copy()))
+            student = named_student(first.given, self.study.data, run.settings)
+            if run.settings.seed in known:  # of one seed they start the same
+                vars(student)["fingerprint"] = known[run.settings.seed]
+            known[run.settings.seed] = student.fingerprint
+            results.append(self._train_one(run, student))
             self.told.add(run.name)
         return results
 

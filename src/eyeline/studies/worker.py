@@ -26,18 +26,20 @@ def main() -> None:
     os.dup2(2, 1)
     console.quiet = True
     signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the shell had it ignored
-    tasks: queue.SimpleQueue[str] = queue.SimpleQueue()
+    tasks: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(lines, tasks), daemon=True).start()
     try:
-        while True:
-            print(json.dumps(_do(json.loads(tasks.get()))), file=answers, flush=True)
+        while (line := tasks.get()) is not None:
+            print(json.dumps(_do(json.loads(line))), file=answers, flush=True)
     except KeyboardInterrupt:
         pass
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends
 
 
-def _listen(lines: TextIO, tasks: queue.SimpleQueue[str]) -> None:
+def _listen(lines: TextIO, tasks: queue.SimpleQueue[str | None]) -> None:
     for line in lines:
         tasks.put(line)
+    tasks.put(None)  # a signal that comes just before it waits for a task would be lost
     os.kill(os.getpid(), signal.SIGINT)  # nobody waits for an answer: stop as for Ctrl-C, with a checkpoint
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
+from eyeline.errors import InputError
 from eyeline.names import check_names
 from eyeline.runs.run import Run
 from eyeline.settings import Settings, SettingsGiven
@@ -79,6 +80,8 @@ def study(
     asked, spelled, numbers = Settings.of(**settings), named_methods(methods), listed_seeds(seeds)
     recipe = {"student": student, "teacher": teacher, "data": data, "methods": spelled, "seeds": numbers}
     recipe |= {"layers": layers, "teacher_weights": teacher_weights, "parallel": parallel}
+    if asked.seed:
+        raise InputError(f"seed is {asked.seed}; a study has several, expected seeds (--seeds 5,6)")
     check_parallel(parallel, recipe, asked)
     check_folders(spelled)
     listed, load_images = listed_data(data, asked)
