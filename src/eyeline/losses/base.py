@@ -143,5 +143,5 @@ def own_code(loss: type[Loss]) -> str | None:
 
 def _told(code: Any) -> Any:
     if not inspect.iscode(code):
-        return repr(code)
+        return repr(sorted(map(repr, code)) if isinstance(code, frozenset) else code)
     return code.co_code, code.co_names, [_told(each) for each in code.co_consts]
