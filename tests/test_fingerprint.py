@@ -124,6 +124,7 @@ def fingerprints() -> dict[str, Any]:
     return {**found, "dropping": student_fingerprint(dropping, SHAPE)}
 
 
+@pytest.mark.whole
 def test_another_processor_answers_the_same() -> None:
     """One without vector instructions, imitated: rounding is far below what tells two networks apart."""
     code = "import json, torch; torch.set_num_threads(1); from test_fingerprint import fingerprints; "

@@ -33,7 +33,7 @@ from eyeline.training.allocator import keep_freed_memory, release_freed_memory
 from eyeline.training.evaluation import attention_loss, evaluate
 from tiny import SETTINGS, TinyNet, tiny_data, tiny_net
 
-pytestmark = pytest.mark.unchecked
+pytestmark = [pytest.mark.whole, pytest.mark.unchecked]
 
 SHORT: dict[str, Any] = {**SETTINGS, "epochs": 2, "precision": "float32"}
 SIGNALS = signal.valid_signals() - {signal.SIGCHLD}  # that one torch's DataLoader takes at its first use

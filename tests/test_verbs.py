@@ -41,6 +41,8 @@ from eyeline.studies.statistics import holm, paired_difference
 from eyeline.training.evaluation import Evaluation
 from tiny import SETTINGS, TinyNet, tiny_data, tiny_net, tiny_split
 
+pytestmark = pytest.mark.whole
+
 SHORT: dict[str, Any] = {**SETTINGS, "epochs": 2, "checkpoint_every": None, "precision": "float32"}
 SAMPLE: dict[str, Any] = {
     "train_size": 60,

@@ -229,6 +229,7 @@ class CutOff(BaseException):
 
 
 @every
+@pytest.mark.whole
 def test_learnable_parts_start_from_the_seed_alone(name: str, tmp_path: Path, monkeypatch: Any) -> None:
     seen: list[dict[str, Tensor]] = []
 

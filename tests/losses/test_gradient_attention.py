@@ -95,6 +95,7 @@ def gradients(loss: Tensor, network: nn.Module) -> list[Tensor]:
 
 @pytest.mark.parametrize("statistics", ["batch", "running"])
 @pytest.mark.parametrize("method", METHODS, ids=str)
+@pytest.mark.whole
 def test_terms_are_the_definition(method: dict[str, Any], statistics: str) -> None:
     ((name, options),) = method.items()
     distiller = distiller_of({name: {**options, "statistics": statistics}})

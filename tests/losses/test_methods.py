@@ -404,6 +404,7 @@ def test_the_mean_of_a_class_map_plus_the_bias_is_the_logit(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["torchvision/vgg11", "torchvision/squeezenet1_1", "mobilenetv3_small_050"])
+@pytest.mark.whole
 def test_heads_without_class_maps_are_refused(name: str) -> None:
     net = eyeline.create_model(name, num_classes=5, in_chans=3)
     with pytest.raises(InputError, match="has no class maps"):
@@ -482,6 +483,7 @@ def tiny_pair() -> tuple[nn.Module, nn.Module]:
 
 
 @pytest.mark.parametrize("method", METHODS, ids=options)
+@pytest.mark.whole
 def test_trains_and_resumes_exactly(method: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from eyeline.runs.folder import RunFolder
 
@@ -509,6 +511,7 @@ def test_trains_and_resumes_exactly(method: Any, tmp_path: Path, monkeypatch: py
     assert whole.result == {**resumed.result}
 
 
+@pytest.mark.whole
 def test_a_study_of_all_methods_with_a_memory(tmp_path: Path) -> None:
     student, teacher = tiny_pair()
     methods = {f"m{i}": method for i, method in enumerate(METHODS)}

@@ -24,6 +24,8 @@ from networks import perturbed
 from oracles.resnet import resnet
 from oracles.shufflenet import shufflenet
 
+pytestmark = pytest.mark.whole
+
 Shapes = list[tuple[int, int, int]]
 
 

@@ -129,6 +129,7 @@ def test_timm_makes_them_too() -> None:
     ]
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     "code",
     [
@@ -141,6 +142,7 @@ def test_timm_makes_them_too() -> None:
         "import sys; from eyeline.cli import main; main([]); assert not {'torch', 'timm'} & set(sys.modules)",
     ],
 )
+@pytest.mark.whole
 def test_importing_eyeline_is_enough_for_timm_and_light(code: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

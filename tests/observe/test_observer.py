@@ -250,6 +250,7 @@ def test_autocast(net: Plain) -> None:
     [(Plain, "eager", False), (Plain, "eager", True), (lambda: create_model("wrn_10_1"), "aot_eager", False)],
     ids=["observed first", "compiled first", "wrn"],
 )
+@pytest.mark.whole
 def test_compiled_without_a_graph_break(
     make: Callable[[], nn.Module], backend: str, compiled_first: bool
 ) -> None:

@@ -16,6 +16,8 @@ from eyeline.runs.run import Run
 from eyeline.training import compiling
 from tiny import SETTINGS, TinyNet, tiny_data, tiny_net
 
+pytestmark = pytest.mark.whole
+
 AUTO = {**SETTINGS, "epochs": 2, "checkpoint_every": None}
 
 
