@@ -110,8 +110,10 @@ def draw_attention(path: Path, study: Experiment, methods: Sequence[Mapping[str,
         return
     split = data.test or data.validation
     chosen = [int((split.labels == label).nonzero()[0, 0]) for label in split.labels.unique()[:4]]
-    memory = isinstance(split, MemorySplit)
-    images = [to_pil_image(split.images[i]) if memory else split.load(i) for i in chosen]  # type: ignore[union-attr]
+    if isinstance(split, MemorySplit):
+        images = [to_pil_image(split.images[i]) for i in chosen]
+    else:
+        images = [split.load(i) for i in chosen]
     pixels = torch.stack([study.view.pixels(image) for image in images])
 
     networks = {"teacher": (teacher.network, theirs, teacher.probe)}
